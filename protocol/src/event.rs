@@ -1,0 +1,410 @@
+//! The one definition of an event: what Segment-family bodies mean and when they are invalid.
+//!
+//! The agent's front uses it for its verdicts, the collector for staging. Validation never looks at
+//! a clock, and an invalid event keeps its place: it is quarantined, not dropped.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use crate::record::Record;
+use crate::timestamp;
+
+/// Longest message id, in characters (Segment's limit).
+pub const MESSAGE_ID_CHARS_MAX: usize = 100;
+
+/// Kind of call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventType {
+    /// Something happened.
+    Track,
+    /// Who somebody is.
+    Identify,
+    /// A page was seen.
+    Page,
+    /// A screen was seen.
+    Screen,
+    /// Which account somebody belongs to.
+    Group,
+    /// Two ids are one person.
+    Alias,
+}
+
+impl EventType {
+    /// Returns the name on the wire and in the `type` column.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Track => "track",
+            Self::Identify => "identify",
+            Self::Page => "page",
+            Self::Screen => "screen",
+            Self::Group => "group",
+            Self::Alias => "alias",
+        }
+    }
+
+    /// Reads the name, `None` when it is none of the six.
+    pub fn parse(text: &str) -> Option<Self> {
+        [
+            Self::Track,
+            Self::Identify,
+            Self::Page,
+            Self::Screen,
+            Self::Group,
+            Self::Alias,
+        ]
+        .into_iter()
+        .find(|kind| kind.as_str() == text)
+    }
+}
+
+/// Class of a refusal, the `failure_type` column of `raw.quarantine`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// Not JSON, or not an object.
+    PayloadFormat,
+    /// A field that the protocol demands is missing or of a wrong type.
+    Protocol,
+    /// An event name or property breaks its schema.
+    SchemaViolation,
+    /// Neither `userId` nor `anonymousId`.
+    IdentityMissing,
+    /// A timestamp that is none.
+    TimeInvalid,
+    /// The record around the event does not decode.
+    Encoding,
+}
+
+impl Failure {
+    /// Returns the value of the `failure_type` column.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PayloadFormat => "payload_format",
+            Self::Protocol => "protocol",
+            Self::SchemaViolation => "schema_violation",
+            Self::IdentityMissing => "identity_missing",
+            Self::TimeInvalid => "time_invalid",
+            Self::Encoding => "encoding",
+        }
+    }
+}
+
+/// Why an event cannot be accepted. It is quarantined with these words; sending it again unchanged
+/// gives the same answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {message}")]
+pub struct Invalid {
+    /// Class of the refusal.
+    pub failure: Failure,
+    /// JSON path of the field at fault, `$` for the whole event.
+    pub path: &'static str,
+    /// What is wrong; holds no value of the event.
+    pub message: &'static str,
+}
+
+/// A valid event. Strings are as sent, except that blank ids count as missing.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// Kind of call.
+    pub event_type: EventType,
+    /// Id of the client's message; equal ids of one company are one event.
+    pub message_id: String,
+    /// Whether the client sent no id and it was derived from the payload.
+    pub id_from_server: bool,
+    /// SHA-256 of the canonical payload without `sentAt`, first 16 bytes.
+    pub payload_sha256: [u8; 16],
+    /// Event name of a `track`, page or screen name.
+    pub name: Option<String>,
+    /// `userId`.
+    pub user_id: Option<String>,
+    /// `anonymousId`.
+    pub anonymous_id: Option<String>,
+    /// `groupId` of a `group` call.
+    pub group_id: Option<String>,
+    /// `previousId` of an `alias` call.
+    pub previous_id: Option<String>,
+    /// `originalTimestamp` or `timestamp`, microseconds since the Unix epoch.
+    pub original_timestamp: Option<i64>,
+    /// `sentAt` of the event or its batch, microseconds since the Unix epoch.
+    pub sent_at: Option<i64>,
+    /// `properties`, empty when missing.
+    pub properties: Map<String, Value>,
+    /// `context`, empty when missing.
+    pub context: Map<String, Value>,
+    /// `traits`, when present.
+    pub traits: Option<Map<String, Value>>,
+}
+
+impl Event {
+    /// Parses and validates the body of `record`.
+    ///
+    /// # Errors
+    /// [`Invalid`] names the first field at fault.
+    pub fn from_record(record: &Record) -> Result<Self, Invalid> {
+        Self::parse(&record.body, record.event_type, record.sent_at.as_deref())
+    }
+
+    /// Parses and validates one event.
+    ///
+    /// `path_type` is the type that the request's path implies, `batch_sent_at` the `sentAt` of the
+    /// batch around the event.
+    ///
+    /// # Errors
+    /// [`Invalid`] names the first field at fault.
+    pub fn parse(
+        body: &[u8],
+        path_type: Option<EventType>,
+        batch_sent_at: Option<&str>,
+    ) -> Result<Self, Invalid> {
+        let value: Value = serde_json::from_slice(body)
+            .map_err(|_| invalid(Failure::PayloadFormat, "$", "is not JSON"))?;
+        let Value::Object(mut object) = value else {
+            return Err(invalid(Failure::PayloadFormat, "$", "is not a JSON object"));
+        };
+        // The hash must not change when a retry refreshes `sentAt`.
+        let own_sent_at = object.remove("sentAt");
+        let payload_sha256 = payload_hash(&object);
+
+        let event_type = match path_type {
+            Some(kind) => kind,
+            None => object
+                .get("type")
+                .and_then(Value::as_str)
+                .and_then(EventType::parse)
+                .ok_or_else(|| {
+                    invalid(
+                        Failure::Protocol,
+                        "$.type",
+                        "is missing or not a known type",
+                    )
+                })?,
+        };
+        let message_id = text(&object, "messageId");
+        if message_id
+            .as_ref()
+            .is_some_and(|id| id.chars().count() > MESSAGE_ID_CHARS_MAX)
+        {
+            return Err(invalid(
+                Failure::Protocol,
+                "$.messageId",
+                "is longer than 100 characters",
+            ));
+        }
+        let user_id = text(&object, "userId");
+        let anonymous_id = text(&object, "anonymousId");
+        if user_id.is_none() && anonymous_id.is_none() && event_type != EventType::Alias {
+            return Err(invalid(
+                Failure::IdentityMissing,
+                "$.userId",
+                "and `anonymousId` are both missing",
+            ));
+        }
+        let name = match event_type {
+            EventType::Track => Some(
+                text(&object, "event")
+                    .ok_or_else(|| invalid(Failure::SchemaViolation, "$.event", "is missing"))?,
+            ),
+            EventType::Page | EventType::Screen => text(&object, "name"),
+            _ => None,
+        };
+        let time_key = if present(&object, "originalTimestamp") {
+            "originalTimestamp"
+        } else {
+            "timestamp"
+        };
+        let original_timestamp = match object.get(time_key) {
+            None | Some(Value::Null) => None,
+            Some(value) => {
+                let parsed = value.as_str().and_then(timestamp::parse);
+                Some(parsed.ok_or_else(|| {
+                    invalid(
+                        Failure::TimeInvalid,
+                        "$.timestamp",
+                        "is not an ISO-8601 time",
+                    )
+                })?)
+            }
+        };
+        // A `sentAt` that cannot be read only loses the skew correction.
+        let sent_at = own_sent_at
+            .as_ref()
+            .and_then(Value::as_str)
+            .or(batch_sent_at)
+            .and_then(timestamp::parse);
+        let properties = map(&mut object, "properties", "$.properties")?.unwrap_or_default();
+        let context = map(&mut object, "context", "$.context")?.unwrap_or_default();
+        let traits = map(&mut object, "traits", "$.traits")?;
+        let group_id = text(&object, "groupId");
+        let previous_id = text(&object, "previousId");
+        let id_from_server = message_id.is_none();
+        let message_id = message_id.unwrap_or_else(|| format!("payload-{}", hex(&payload_sha256)));
+        Ok(Self {
+            event_type,
+            message_id,
+            id_from_server,
+            payload_sha256,
+            name,
+            user_id,
+            anonymous_id,
+            group_id,
+            previous_id,
+            original_timestamp,
+            sent_at,
+            properties,
+            context,
+            traits,
+        })
+    }
+}
+
+fn invalid(failure: Failure, path: &'static str, message: &'static str) -> Invalid {
+    Invalid {
+        failure,
+        path,
+        message,
+    }
+}
+
+fn present(object: &Map<String, Value>, key: &str) -> bool {
+    object.get(key).is_some_and(|value| !value.is_null())
+}
+
+/// Returns a field as text: numbers as digits (some clients send numeric ids), null and blank as
+/// missing.
+fn text(object: &Map<String, Value>, key: &str) -> Option<String> {
+    match object.get(key)? {
+        Value::String(text) if !text.trim().is_empty() => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+fn map(
+    object: &mut Map<String, Value>,
+    key: &str,
+    path: &'static str,
+) -> Result<Option<Map<String, Value>>, Invalid> {
+    match object.remove(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Object(map)) => Ok(Some(map)),
+        Some(_) => Err(invalid(Failure::SchemaViolation, path, "is not an object")),
+    }
+}
+
+fn payload_hash(object: &Map<String, Value>) -> [u8; 16] {
+    let digest = Sha256::digest(canonical_json_of(object).as_bytes());
+    let mut out = [0; 16];
+    out.copy_from_slice(&digest[..16]);
+    out
+}
+
+/// Returns an object as canonical JSON: keys sorted at every level, no white space.
+pub fn canonical_json_of(object: &Map<String, Value>) -> String {
+    let mut out = String::new();
+    write_object(object, &mut out);
+    out
+}
+
+fn write_object(object: &Map<String, Value>, out: &mut String) {
+    let mut entries: Vec<_> = object.iter().collect();
+    entries.sort_unstable_by_key(|(key, _)| key.as_str());
+    out.push('{');
+    for (index, (key, value)) in entries.into_iter().enumerate() {
+        if index > 0 {
+            out.push(',');
+        }
+        out.push_str(&Value::String(key.clone()).to_string());
+        out.push(':');
+        write_value(value, out);
+    }
+    out.push('}');
+}
+
+fn write_value(value: &Value, out: &mut String) {
+    match value {
+        Value::Object(object) => write_object(object, out),
+        Value::Array(items) => {
+            out.push('[');
+            for (index, item) in items.iter().enumerate() {
+                if index > 0 {
+                    out.push(',');
+                }
+                write_value(item, out);
+            }
+            out.push(']');
+        }
+        scalar => out.push_str(&scalar.to_string()),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(body: &str) -> Result<Event, Invalid> {
+        Event::parse(body.as_bytes(), None, None)
+    }
+
+    #[test]
+    fn invalid_events_name_the_field_at_fault() {
+        let cases: &[(&str, Failure, &str)] = &[
+            ("{", Failure::PayloadFormat, "$"),
+            ("[1]", Failure::PayloadFormat, "$"),
+            (r#"{"userId":"u"}"#, Failure::Protocol, "$.type"),
+            (
+                r#"{"type":"trak","userId":"u"}"#,
+                Failure::Protocol,
+                "$.type",
+            ),
+            (
+                r#"{"type":"track","event":"E","userId":"","anonymousId":null}"#,
+                Failure::IdentityMissing,
+                "$.userId",
+            ),
+            (
+                r#"{"type":"track","userId":"u"}"#,
+                Failure::SchemaViolation,
+                "$.event",
+            ),
+            (
+                r#"{"type":"track","event":"E","userId":"u","timestamp":"soon"}"#,
+                Failure::TimeInvalid,
+                "$.timestamp",
+            ),
+            (
+                r#"{"type":"track","event":"E","userId":"u","properties":[1]}"#,
+                Failure::SchemaViolation,
+                "$.properties",
+            ),
+        ];
+        for (body, failure, path) in cases {
+            let invalid = parse(body).unwrap_err();
+            assert_eq!((invalid.failure, invalid.path), (*failure, *path), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_retry_with_another_sent_at_is_the_same_payload() {
+        let first = parse(r#"{"type":"track","event":"E","userId":"u","sentAt":"2026-01-01T00:00:00Z","properties":{"b":1,"a":{"d":1,"c":2}}}"#).unwrap();
+        let again = parse(r#"{"sentAt":"2026-01-02T00:00:00Z","properties":{"a":{"c":2,"d":1},"b":1},"userId":"u","event":"E","type":"track"}"#).unwrap();
+        assert_eq!(first.payload_sha256, again.payload_sha256);
+        assert_eq!(first.message_id, again.message_id);
+        assert!(first.id_from_server);
+        assert_ne!(first.sent_at, again.sent_at);
+    }
+
+    #[test]
+    fn original_timestamp_wins_over_timestamp() {
+        let event = parse(r#"{"type":"track","event":"E","userId":7,"originalTimestamp":"2026-01-01T00:00:00Z","timestamp":"2026-01-02T00:00:00Z"}"#).unwrap();
+        assert_eq!(
+            event.original_timestamp,
+            timestamp::parse("2026-01-01T00:00:00Z")
+        );
+        assert_eq!(event.user_id.as_deref(), Some("7"));
+    }
+}

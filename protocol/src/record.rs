@@ -1,0 +1,68 @@
+//! An event as the agent accepted it: the request's facts and the untouched body.
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use crate::EventType;
+
+/// Where a source runs; decides whether its clock is trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceKind {
+    /// The company's own servers: the clock is trusted.
+    Server,
+    /// A browser: the clock may be wrong.
+    Browser,
+    /// A phone or desktop app: the clock may be wrong.
+    Mobile,
+}
+
+/// One accepted event. Its MessagePack form (an array in field order) is what the buffer stores and
+/// the wire carries; new fields go last and have a default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// When the agent accepted the request: microseconds since the Unix epoch.
+    pub received_at: i64,
+    /// Paying company; from the write key, never from the body.
+    pub company_id: String,
+    /// Source within the company; from the write key.
+    pub source_id: String,
+    /// Where the source runs; from the write key.
+    pub source_kind: SourceKind,
+    /// Path of the request, such as `/v1/batch`.
+    pub path: String,
+    /// Type that the path implies (`/v1/track`); `None` on batch paths, where each body says it.
+    pub event_type: Option<EventType>,
+    /// `sentAt` of the batch around the event, as sent.
+    pub sent_at: Option<String>,
+    /// How often the client had tried before, where it says so (`X-Retry-Count`).
+    pub attempt: Option<u32>,
+    /// Client address, already truncated to /24 (IPv4) or /48 (IPv6).
+    pub ip: Option<String>,
+    /// `User-Agent` of the request, at most 512 bytes.
+    pub user_agent: Option<String>,
+    /// Exact bytes of the event as the client sent them (JSON where the client is sane).
+    pub body: ByteBuf,
+}
+
+impl Record {
+    /// Appends the MessagePack form to `out`.
+    pub fn encode_into(&self, out: &mut Vec<u8>) {
+        rmp_serde::encode::write(out, self).expect("writing to memory cannot fail");
+    }
+
+    /// Returns the MessagePack form.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.body.len() + 160);
+        self.encode_into(&mut out);
+        out
+    }
+
+    /// Reads one record from its MessagePack form.
+    ///
+    /// # Errors
+    /// Returns the decoder's message when `bytes` is not a record.
+    pub fn decode(bytes: &[u8]) -> Result<Self, rmp_serde::decode::Error> {
+        rmp_serde::from_slice(bytes)
+    }
+}

@@ -1,0 +1,127 @@
+//! Golden vectors and properties of the wire. A vector that changes breaks agents in the field.
+
+use headwater_protocol::batch::{self, Slot};
+use headwater_protocol::frame;
+use headwater_protocol::{
+    BatchHeader, BatchReply, Codec, EventType, Hello, HelloReply, Limits, Record, SourceKind,
+    Welcome,
+};
+use proptest::prelude::*;
+use serde_bytes::ByteBuf;
+
+fn record(body: &[u8]) -> Record {
+    Record {
+        received_at: 1_770_000_000_000_000,
+        company_id: "acme".to_owned(),
+        source_id: "web".to_owned(),
+        source_kind: SourceKind::Server,
+        path: "/v1/track".to_owned(),
+        event_type: Some(EventType::Track),
+        sent_at: None,
+        attempt: Some(1),
+        ip: Some("192.0.2.0".to_owned()),
+        user_agent: None,
+        body: ByteBuf::from(body.to_vec()),
+    }
+}
+
+fn header(count: u32, body_bytes: usize) -> BatchHeader {
+    BatchHeader {
+        epoch: 1_770_000_000_000,
+        first_sequence: 1,
+        count,
+        codec: Codec::Zstd,
+        body_bytes: body_bytes as u64,
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn golden_vectors_hold() {
+    let hello = Hello {
+        protocol_version: 1,
+        agent_id: "web-1".parse().unwrap(),
+        epoch: 1_770_000_000_000,
+        lowest_unacknowledged: 1,
+        build: "0.1.0".to_owned(),
+        host: "h".to_owned(),
+    };
+    let welcome = HelloReply::Welcome(Welcome {
+        committed_through: 300,
+        limits: Limits {
+            batch_bytes_max: 1 << 20,
+            batch_events_max: 5000,
+            batches_in_flight_max: 8,
+        },
+    });
+    let ack = BatchReply::Ack {
+        committed_through: 300,
+        snapshot_id: 42,
+    };
+    let vectors = [
+        ("hello", frame::encode(&hello)),
+        ("welcome", frame::encode(&welcome)),
+        ("batch header", frame::encode(&header(3, 900))),
+        ("ack", frame::encode(&ack)),
+        ("record", record(b"{}").encode()),
+    ];
+    let found: Vec<String> = vectors
+        .iter()
+        .map(|(name, bytes)| format!("{name}: {}", hex(bytes)))
+        .collect();
+    let golden = include_str!("../testdata/vectors.txt");
+    assert_eq!(found.join("\n"), golden.trim_end(), "the wire changed");
+}
+
+#[test]
+fn a_bad_record_takes_one_slot_and_spares_the_rest() {
+    let mut body = record(b"{}").encode();
+    body.extend(rmp_serde::to_vec(&("not", "a", "record")).unwrap());
+    record(b"{1}").encode_into(&mut body);
+    let slots = batch::slots(&header(3, body.len()), &body).unwrap();
+    assert!(matches!(slots[0], Slot::Record(_)));
+    assert!(matches!(slots[1], Slot::Undecodable(bytes) if !bytes.is_empty()));
+    assert!(matches!(slots[2], Slot::Record(_)));
+}
+
+#[test]
+fn a_body_above_its_announced_size_is_refused() {
+    let records = record(&vec![b'x'; 4096]).encode();
+    let compressed = batch::compress(&records).unwrap();
+    assert!(batch::decompress(&header(1, records.len() - 1), &compressed).is_err());
+    assert!(batch::decompress(&header(1, records.len() + 1), &compressed).is_err());
+    assert_eq!(
+        batch::decompress(&header(1, records.len()), &compressed).unwrap(),
+        records
+    );
+}
+
+proptest! {
+    #[test]
+    fn records_survive_the_wire(bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 1..20)) {
+        let records: Vec<Record> = bodies.iter().map(|body| record(body)).collect();
+        let mut encoded = Vec::new();
+        for record in &records {
+            record.encode_into(&mut encoded);
+        }
+        let header = header(records.len() as u32, encoded.len());
+        let compressed = batch::compress(&encoded).unwrap();
+        let decompressed = batch::decompress(&header, &compressed).unwrap();
+        let slots = batch::slots(&header, &decompressed).unwrap();
+        let back: Vec<Slot<'_>> = records.into_iter().map(|record| Slot::Record(Box::new(record))).collect();
+        prop_assert_eq!(slots, back);
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400), count in 0u32..50) {
+        let slots = batch::slots(&header(count, bytes.len()), &bytes);
+        if let Ok(slots) = slots {
+            prop_assert_eq!(slots.len(), count as usize);
+        }
+        drop(frame::decode::<Hello>(&bytes));
+        drop(batch::decompress(&header(count, 1000), &bytes));
+    }
+}
