@@ -1,5 +1,6 @@
 //! Certificates, keys and CA roots from PEM files. Keys never reach a log or an error.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,6 +9,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use serde::Deserialize;
+
+/// Common name of the CA that `headwater certificates` makes. Its certificates work on loopback only.
+pub const DEVELOPMENT_CA_NAME: &str = "Headwater development CA, not for production";
 
 /// Where a program's own certificate and key and the CA it trusts lie.
 #[derive(Debug, Clone, Deserialize)]
@@ -43,6 +47,14 @@ pub enum TlsError {
         #[source]
         source: rustls::Error,
     },
+    /// A development certificate on an address that other hosts reach.
+    #[error("certificate `{}` is for development and `{address}` is not loopback; issue certificates of your own CA, or use 127.0.0.1", path.display())]
+    Development {
+        /// The certificate file.
+        path: PathBuf,
+        /// Address that was to use it.
+        address: SocketAddr,
+    },
     /// The CA cannot be used to check peers.
     #[error("CA `{}` cannot be used to check clients: {message}", path.display())]
     Verifier {
@@ -74,6 +86,35 @@ pub fn certificates(
         return Err(failed("no certificate in the file".to_owned()));
     }
     Ok(chain)
+}
+
+/// Refuses a certificate of [`DEVELOPMENT_CA_NAME`] on an `address` that is not loopback.
+///
+/// # Errors
+/// [`TlsError::Development`], or [`TlsError::File`] when the certificate cannot be read.
+pub fn refuse_development_certificate(path: &Path, address: SocketAddr) -> Result<(), TlsError> {
+    if address.ip().is_loopback() {
+        return Ok(());
+    }
+    for certificate in certificates("certificate", path)? {
+        let (_, parsed) =
+            x509_parser::parse_x509_certificate(&certificate).map_err(|error| TlsError::File {
+                what: "certificate",
+                path: path.to_owned(),
+                message: error.to_string(),
+            })?;
+        let by_development_ca = parsed
+            .issuer()
+            .iter_common_name()
+            .any(|name| name.as_str().is_ok_and(|name| name == DEVELOPMENT_CA_NAME));
+        if by_development_ca {
+            return Err(TlsError::Development {
+                path: path.to_owned(),
+                address,
+            });
+        }
+    }
+    Ok(())
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
@@ -150,4 +191,39 @@ pub fn mutual_server(files: &TlsFiles, alpn: &[u8]) -> Result<rustls::ServerConf
         .map_err(unusable)?;
     config.alpn_protocols = vec![alpn.to_vec()];
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn development_certificate_works_on_loopback_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("server.pem");
+        let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, DEVELOPMENT_CA_NAME);
+        let key = rcgen::KeyPair::generate().unwrap();
+        std::fs::write(&path, params.self_signed(&key).unwrap().pem()).unwrap();
+        refuse_development_certificate(&path, "127.0.0.1:1".parse().unwrap()).unwrap();
+        refuse_development_certificate(&path, "[::1]:1".parse().unwrap()).unwrap();
+        let refused = refuse_development_certificate(&path, "0.0.0.0:1".parse().unwrap());
+        assert!(matches!(refused, Err(TlsError::Development { .. })));
+    }
+
+    #[test]
+    fn a_missing_file_is_named_with_what_to_do() {
+        let files = TlsFiles {
+            certificate: "no.pem".into(),
+            key: "no.key".into(),
+            ca: "no-ca.pem".into(),
+        };
+        let error = mutual_server(&files, b"x").unwrap_err().to_string();
+        assert!(
+            error.contains("no-ca.pem") && error.contains("headwater certificates"),
+            "{error}"
+        );
+    }
 }
