@@ -1,0 +1,60 @@
+//! The project's own commands: `cargo xtask test` proves that everything works, `cargo xtask tidy`
+//! that the house is in order. Nothing here is shipped.
+
+mod command;
+mod postgres;
+mod project;
+mod suite;
+mod tidy;
+mod toolbox;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Commands for people who work on Headwater
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Installs what is missing, then runs every check and test, from format to end to end
+    #[command(
+        after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --only fmt,tidy\n  cargo xtask test --only e2e -- -k kills"
+    )]
+    Test {
+        /// Runs only these steps (and what they need), separated by commas
+        #[arg(long, value_name = "STEP", value_delimiter = ',')]
+        only: Vec<String>,
+        /// Lists the steps and exits
+        #[arg(long)]
+        list: bool,
+        /// Arguments for pytest in the end-to-end step
+        #[arg(last = true)]
+        pytest: Vec<String>,
+    },
+    /// Checks what compilers do not: who may use whom, paths in the docs, file headers, leftovers
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
+        Task::Test { list: true, .. } => {
+            suite::list();
+            Ok(())
+        }
+        Task::Test { only, pytest, .. } => suite::run(&only, pytest),
+        Task::Tidy => project::Project::find().and_then(|project| tidy::run(&project)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
