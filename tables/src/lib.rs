@@ -13,15 +13,23 @@ pub mod catalog;
 pub mod commit;
 pub mod metrics;
 pub mod name;
+pub mod partitions;
 pub mod schema;
 pub mod watermark;
 pub mod write;
+
+mod bounds;
+mod durable;
+mod evolve;
+mod manifests;
+mod sql;
 
 #[cfg(feature = "query")]
 pub mod query;
 
 pub use catalog::{Catalog, CatalogConfig, CatalogError};
 pub use commit::{Change, CommitError, Operation};
+pub use durable::SyncError;
 pub use iceberg::spec::DataFile;
 pub use iceberg::table::Table;
 pub use name::{InvalidTableName, TableName};

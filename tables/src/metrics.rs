@@ -1,1 +1,87 @@
-//! Names of the metrics of this crate.
+//! The metrics of this crate: one constant each, described in [`ALL`].
+//!
+//! Place on the event's path: recorded by [`Catalog::commit`](crate::Catalog::commit) and
+//! [`write_batches`](crate::write::write_batches). Promise: the sum of all outcomes of
+//! [`COMMITS`] is the number of commits tried.
+
+use std::time::Duration;
+
+/// How long one commit took, from building manifests to reading the catalog back. Label `table`.
+pub const COMMIT_SECONDS: &str = "tables_commit_seconds";
+/// Commits by `outcome`: `committed`, `conflict`, `unknown`, `failed`. Label `table`.
+pub const COMMITS: &str = "tables_commits_total";
+/// Commits whose outcome had to be found out by reading the table. Label `table`.
+pub const COMMITS_RESOLVED: &str = "tables_commits_resolved_by_reading_total";
+/// Snapshots kept in the metadata of the table after its last commit. Label `table`.
+pub const SNAPSHOTS: &str = "tables_snapshots";
+/// Data files written, committed or not. Label `table`.
+pub const FILES_WRITTEN: &str = "tables_files_written_total";
+/// Bytes of data files written, committed or not. Label `table`.
+pub const BYTES_WRITTEN: &str = "tables_written_bytes_total";
+/// Rows written, committed or not. Label `table`.
+pub const ROWS_WRITTEN: &str = "tables_rows_written_total";
+
+/// Every metric of this crate with its description.
+pub const ALL: &[(&str, &str)] = &[
+    (
+        COMMIT_SECONDS,
+        "Time of one table commit, until the catalog was read back, by table",
+    ),
+    (
+        COMMITS,
+        "Table commits by table and outcome (committed, conflict, unknown, failed)",
+    ),
+    (
+        COMMITS_RESOLVED,
+        "Commits whose outcome was found out by reading the table, by table",
+    ),
+    (
+        SNAPSHOTS,
+        "Snapshots in the table metadata after the last commit, by table",
+    ),
+    (
+        FILES_WRITTEN,
+        "Data files written, committed or not, by table",
+    ),
+    (
+        BYTES_WRITTEN,
+        "Bytes of data files written, committed or not, by table",
+    ),
+    (
+        ROWS_WRITTEN,
+        "Rows written to data files, committed or not, by table",
+    ),
+];
+
+/// Gives the metrics recorder the description of every metric.
+pub fn describe() {
+    for (name, description) in ALL {
+        if *name == COMMIT_SECONDS {
+            ::metrics::describe_histogram!(*name, ::metrics::Unit::Seconds, *description);
+        } else if *name == SNAPSHOTS {
+            ::metrics::describe_gauge!(*name, *description);
+        } else {
+            ::metrics::describe_counter!(*name, *description);
+        }
+    }
+}
+
+pub(crate) fn commit_ended(table: &str, outcome: &'static str, took: Duration) {
+    ::metrics::counter!(COMMITS, "table" => table.to_owned(), "outcome" => outcome).increment(1);
+    ::metrics::histogram!(COMMIT_SECONDS, "table" => table.to_owned()).record(took.as_secs_f64());
+}
+
+pub(crate) fn commit_resolved(table: &str) {
+    ::metrics::counter!(COMMITS_RESOLVED, "table" => table.to_owned()).increment(1);
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+pub(crate) fn snapshots_kept(table: &str, snapshots: usize) {
+    ::metrics::gauge!(SNAPSHOTS, "table" => table.to_owned()).set(snapshots as f64);
+}
+
+pub(crate) fn file_written(table: &str, rows: u64, bytes: u64) {
+    ::metrics::counter!(FILES_WRITTEN, "table" => table.to_owned()).increment(1);
+    ::metrics::counter!(BYTES_WRITTEN, "table" => table.to_owned()).increment(bytes);
+    ::metrics::counter!(ROWS_WRITTEN, "table" => table.to_owned()).increment(rows);
+}
