@@ -1,0 +1,102 @@
+"""The first command of the README on an empty directory, and the same command again."""
+
+import re
+import time
+
+import pytest
+
+import readers
+from house import BINARIES
+from processes import run, say
+
+ANY_PORTS = {
+    f"HEADWATER__PORTS__{name}": "0"
+    for name in ("HTTP", "HTTP_ADMIN", "QUIC", "QUIC_ADMIN", "SQL", "SQL_ADMIN")
+}
+# The development build is many times slower than the release build that people run.
+FIRST_START_WITHIN_S = 1200
+SECOND_START_WITHIN_S = 300
+
+
+def quickstart(data, within_s):
+    started = time.monotonic()
+    done = run(
+        [BINARIES / "headwater", "--exit", "--data-dir", data],
+        environment=ANY_PORTS,
+        directory=data.parent,
+        within_s=within_s,
+    )
+    say(f"quickstart took {time.monotonic() - started:.0f} s")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout + done.stderr
+
+
+def conservation_line(output):
+    """Returns the numbers of `sent N = stored N + duplicate N + quarantined N`."""
+    for line in output.splitlines():
+        words = line.lower()
+        if "sent" in words and "stored" in words and "duplicate" in words and "quarantined" in words:
+            numbers = [int(re.sub(r"[,_ ]", "", n)) for n in re.findall(r"\d[\d,_]*", line)]
+            if len(numbers) >= 4:
+                return numbers[:4]
+    raise AssertionError(f"no conservation line in:\n{output[-4000:]}")
+
+
+@pytest.fixture(scope="module")
+def first_start(tmp_path_factory):
+    data = tmp_path_factory.mktemp("quickstart") / "data"
+    return data, quickstart(data, FIRST_START_WITHIN_S)
+
+
+def test_conservation_adds_up(first_start):
+    _, output = first_start
+    sent, stored, duplicate, quarantined = conservation_line(output)
+    assert sent == stored + duplicate + quarantined
+    assert sent > 100_000 and duplicate > 0 and quarantined > 0
+    say(f"sent {sent} = stored {stored} + duplicate {duplicate} + quarantined {quarantined}")
+
+
+def test_conservation_equals_what_pyiceberg_counts(first_start):
+    data, output = first_start
+    sent, stored, duplicate, quarantined = conservation_line(output)
+    raw = readers.rows_of(readers.iceberg_table(data, "raw.events"), "company_id", "message_id")
+    distinct = raw.group_by(["company_id", "message_id"]).aggregate([]).num_rows
+    assert distinct == stored
+    assert raw.num_rows - distinct == duplicate
+    assert readers.iceberg_table(data, "raw.quarantine").scan().count() == quarantined
+
+
+def test_rows_equal_distinct_positions(first_start):
+    data, _ = first_start
+    columns = ["_agent_id", "_epoch", "_sequence"]
+    raw = readers.rows_of(readers.iceberg_table(data, "raw.events"), *columns)
+    assert raw.group_by(columns).aggregate([]).num_rows == raw.num_rows
+
+
+def test_every_report_has_rows_for_three_days(first_start):
+    data, _ = first_start
+    for name in ("company_day", "admin_day", "conversation"):
+        report = readers.rows_of(readers.iceberg_table(data, f"reports.{name}"), "report_date")
+        assert len(set(report["report_date"].to_pylist())) >= 3, name
+
+
+def test_output_says_how_to_connect(first_start):
+    _, output = first_start
+    for text in ("jdbc:arrow-flight-sql://", "demo-write-key", "demo", "curl"):
+        assert text in output, text
+
+
+def test_second_start_reuses_the_data(first_start):
+    data, _ = first_start
+
+    def rows():
+        # Each start may add to its own book of runs.
+        return {
+            name: table.scan().count()
+            for name, table in readers.iceberg_tables(data).items()
+            if not name.startswith("system.")
+        }
+
+    before = rows()
+    quickstart(data, SECOND_START_WITHIN_S)
+    assert rows() == before
