@@ -54,7 +54,7 @@ struct Program {
     packages: &'static [&'static str],
 }
 
-const PROGRAMS: [Program; 5] = [
+const PROGRAMS: [Program; 6] = [
     Program {
         name: "PostgreSQL server",
         is_there: || postgres::binaries().is_some(),
@@ -71,9 +71,14 @@ const PROGRAMS: [Program; 5] = [
         packages: &["maven"],
     },
     Program {
-        name: "Node.js with npm",
-        is_there: || runs("node", &["--version"]) && runs("npm", &["--version"]),
-        packages: &["nodejs", "npm"],
+        name: "Node.js",
+        is_there: || runs("node", &["--version"]),
+        packages: &["nodejs"],
+    },
+    Program {
+        name: "npm",
+        is_there: || runs("npm", &["--version"]),
+        packages: &["npm"],
     },
     Program {
         name: "Python 3 with venv",
