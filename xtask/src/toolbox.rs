@@ -54,7 +54,7 @@ struct Program {
     packages: &'static [&'static str],
 }
 
-const PROGRAMS: [Program; 6] = [
+const PROGRAMS: [Program; 7] = [
     Program {
         name: "PostgreSQL server",
         is_there: || postgres::binaries().is_some(),
@@ -84,6 +84,11 @@ const PROGRAMS: [Program; 6] = [
         name: "Python 3 with venv",
         is_there: || runs("python3", &["-c", "import venv, ensurepip"]),
         packages: &["python3", "python3-venv"],
+    },
+    Program {
+        name: "curl",
+        is_there: || runs("curl", &["--version"]),
+        packages: &["curl"],
     },
 ];
 

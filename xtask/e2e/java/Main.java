@@ -1,6 +1,6 @@
 // Reads everything through a Flight SQL JDBC driver as DBeaver would, and prints what it saw as JSON.
 //
-// Arguments: URL, user, password, CA certificate (PEM), then a prepared query with four parameters
+// Arguments: URL, user, password, CA certificate (PEM; all three empty when the URL says all), then a prepared query with four parameters
 // (string, int, timestamp, string) as: SQL, string, int, timestamp (ISO), string.
 // Run as: java --add-opens=java.base/java.nio=org.apache.arrow.memory.core,ALL-UNNAMED
 //              -cp DRIVER.jar Main.java ...
@@ -26,11 +26,13 @@ import java.util.TimeZone;
 public class Main {
     public static void main(String[] arguments) throws Exception {
         Properties properties = new Properties();
-        properties.setProperty("user", arguments[1]);
-        properties.setProperty("password", arguments[2]);
-        properties.setProperty("useEncryption", "true");
-        properties.setProperty("useSystemTrustStore", "false");
-        properties.setProperty("tlsRootCerts", arguments[3]);
+        if (!arguments[1].isEmpty()) {
+            properties.setProperty("user", arguments[1]);
+            properties.setProperty("password", arguments[2]);
+            properties.setProperty("useEncryption", "true");
+            properties.setProperty("useSystemTrustStore", "false");
+            properties.setProperty("tlsRootCerts", arguments[3]);
+        }
         Map<String, Object> seen = new LinkedHashMap<>();
         try (Connection connection = DriverManager.getConnection(arguments[0], properties)) {
             DatabaseMetaData metadata = connection.getMetaData();

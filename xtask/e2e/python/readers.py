@@ -63,8 +63,18 @@ def query(connection, sql, parameters=None):
         return cursor.fetchall()
 
 
-def jdbc(version, port, ca, prepared, within_s=300):
+def jdbc(version, port, ca, prepared):
     """Runs the Java program with one driver and returns what it saw."""
+    url = f"jdbc:arrow-flight-sql://localhost:{port}"
+    return jdbc_by(version, [url, SQL_USER, SQL_PASSWORD, ca, *prepared])
+
+
+def jdbc_by_url(version, url, prepared):
+    """As `jdbc`, with a URL that says everything, as people copy it."""
+    return jdbc_by(version, [url, "", "", "", *prepared])
+
+
+def jdbc_by(version, arguments, within_s=300):
     done = run(
         [
             "java",
@@ -73,11 +83,7 @@ def jdbc(version, port, ca, prepared, within_s=300):
             "-cp",
             JDBC_DRIVERS[version],
             JAVA_SOURCE,
-            f"jdbc:arrow-flight-sql://localhost:{port}",
-            SQL_USER,
-            SQL_PASSWORD,
-            ca,
-            *prepared,
+            *arguments,
         ],
         within_s=within_s,
     )

@@ -1,13 +1,16 @@
 """The first command of the README on an empty directory, and the same command again."""
 
 import re
+import sys
+import textwrap
 import time
 
 import pytest
 
 import readers
 from house import BINARIES
-from processes import run, say
+from processes import Process, run, say
+from waiting import eventually
 
 ANY_PORTS = {
     f"HEADWATER__PORTS__{name}": "0"
@@ -100,3 +103,64 @@ def test_second_start_reuses_the_data(first_start):
     before = rows()
     quickstart(data, SECOND_START_WITHIN_S)
     assert rows() == before
+
+
+@pytest.fixture(scope="module")
+def served(first_start, logs):
+    """The quickstart as a person has it: it serves, and says how to connect."""
+    data, _ = first_start
+    process = Process(
+        "headwater",
+        [BINARIES / "headwater", "--data-dir", data],
+        logs / "quickstart.log",
+        environment=ANY_PORTS,
+        directory=data.parent,
+    )
+
+    def output():
+        text = process.log_path.read_text()
+        if not process.is_running():
+            raise AssertionError(f"the quickstart ended:\n{process.tail()}")
+        return text if "Serving until Ctrl-C" in text else None
+
+    yield eventually("the quickstart serves", output, within_s=SECOND_START_WITHIN_S)
+    assert process.stop() == 0, process.tail()
+
+
+def printed(output, start):
+    """Returns the line that begins with `start`, as one would copy it."""
+    found = [line.strip() for line in output.splitlines() if line.strip().startswith(start)]
+    assert len(found) == 1, f"{len(found)} lines begin with `{start}`:\n{output}"
+    return found[0]
+
+
+def printed_python(output):
+    lines = output.splitlines()
+    first = next(i for i, line in enumerate(lines) if "from adbc_driver_flightsql" in line)
+    last = next(i for i in range(first, len(lines)) if not lines[i].strip())
+    return textwrap.dedent("\n".join(lines[first:last]))
+
+
+def test_printed_commands_work_as_they_are(served):
+    """curl, then the Python snippet, until the event of one's own is among the counts."""
+    sent = run(["bash", "-c", printed(served, "curl")])
+    assert sent.returncode == 0 and '"success":true' in sent.stdout.replace(" ", ""), sent
+
+    def counted():
+        asked = run([sys.executable, "-c", printed_python(served)])
+        assert asked.returncode == 0, asked.stderr[-2000:]
+        return "Hello Headwater" in asked.stdout
+
+    eventually("the event of one's own is counted", counted, within_s=60)
+
+
+@pytest.mark.parametrize("driver", sorted(readers.JDBC_DRIVERS))
+def test_printed_jdbc_url_works_as_it_is(served, driver):
+    prepared = (
+        "SELECT count(*) FROM raw.events "
+        "WHERE source_id <> ? AND _sequence >= ? AND received_at >= ? AND event_name <> ?",
+        *("none", "1", "2020-01-01T00:00:00Z", "none"),
+    )
+    seen = readers.jdbc_by_url(driver, printed(served, "jdbc:arrow-flight-sql://"), prepared)
+    assert seen["prepared"]["count"] > 100_000
+    assert seen["million"]["rows"] == 1_000_000

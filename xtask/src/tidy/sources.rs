@@ -49,10 +49,7 @@ pub(super) fn without_header(files: &[SourceFile]) -> Vec<Violation> {
 /// Returns lines with a path of one machine or the host of a registry.
 pub(super) fn machine_specifics(files: &[SourceFile]) -> Vec<Violation> {
     let mut found = Vec::new();
-    for file in files
-        .iter()
-        .filter(|file| !file.path.ends_with(LOCK_FILE))
-    {
+    for file in files.iter().filter(|file| !file.path.ends_with(LOCK_FILE)) {
         for (index, line) in file.text.lines().enumerate() {
             for path in MACHINE_PATHS {
                 if begins_a_path(line, path) {
