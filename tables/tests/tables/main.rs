@@ -1,0 +1,14 @@
+//! The contract on Iceberg, tested through the public API on a real catalog file and real tables.
+//!
+//! Each promise of the crate is one test; a reader that is not ours (PyIceberg) checks that other
+//! engines see the same tables.
+
+mod commits;
+mod days;
+mod files;
+mod growth;
+mod lake;
+mod opening;
+mod pyiceberg;
+mod schemas;
+mod watermarks;

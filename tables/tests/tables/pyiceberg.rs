@@ -1,0 +1,121 @@
+//! A reader and writer that is not ours: PyIceberg on the same catalog file.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use headwater_tables::watermark::Watermarks;
+use headwater_tables::{Change, CommitError, Operation, Partition, TableName, TableSpec, write};
+use serde_json::{Value, json};
+
+use crate::lake::{DAY, Lake, TODAY, assert_totals, files, ids, name, schema};
+
+/// Runs the script next to this file on the catalog and returns what it printed.
+fn python(lake: &Lake, command: &str, table: &TableName) -> Value {
+    let python = std::env::var("HEADWATER_PYTHON").expect(
+        "HEADWATER_PYTHON is not set: run `cargo xtask test`, which installs PyIceberg, or set it to a python that has pyiceberg",
+    );
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tables/pyiceberg_peer.py");
+    let output = Command::new(python)
+        .arg(script)
+        .args([command, &table.to_string()])
+        .arg(lake.database())
+        .arg(&lake.config.warehouse)
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn pyiceberg_reads_what_we_commit() {
+    let lake = Lake::new().await;
+    let mut head = lake.table().await;
+    head = lake.append(&head, &[(1, TODAY), (2, TODAY - DAY)]).await;
+    head = lake.append(&head, &[(3, TODAY)]).await;
+    // One replaced snapshot: the two files of today become one.
+    let live = write::live_files(&head).await.unwrap();
+    let today: BTreeSet<_> = [chrono::NaiveDate::from_ymd_opt(2026, 11, 20).unwrap()].into();
+    let is_today = |file: &&headwater_tables::DataFile| {
+        headwater_tables::partitions::day_of(file).is_some_and(|day| today.contains(&day))
+    };
+    let replace = Change {
+        operation: Operation::Replace,
+        add: files(&head, &[(1, TODAY), (3, TODAY)]).await,
+        remove: live
+            .iter()
+            .filter(is_today)
+            .map(|file| file.file_path().to_owned())
+            .collect(),
+        ..Change::default()
+    };
+    head = lake.catalog.commit(&head, replace).await.unwrap();
+    // A swapped day, and a watermark.
+    let swap = Change::swap_days(&head, &today, files(&head, &[(7, TODAY), (8, TODAY)]).await);
+    head = lake
+        .catalog
+        .commit(&head, swap.await.unwrap())
+        .await
+        .unwrap();
+    let before = Watermarks::of(&head).unwrap();
+    let mut after = before.clone();
+    after.advance("agent-1", 1, 8);
+    let change = Change {
+        properties: after.changed_properties(&before),
+        ..Change::append(files(&head, &[(9, TODAY)]).await)
+    };
+    lake.catalog.commit(&head, change).await.unwrap();
+
+    let seen = python(&lake, "read", &name());
+    assert_eq!(seen["ids"], json!([2, 7, 8, 9]));
+    assert_eq!(
+        seen["one_day"],
+        json!([7, 8, 9]),
+        "partition and bounds prune to the right rows"
+    );
+    assert_eq!(seen["by_note"], json!([7]));
+    assert_eq!(
+        seen["operations"],
+        json!(["append", "append", "replace", "overwrite", "append"])
+    );
+    assert_eq!(seen["total_records"], json!("4"));
+    assert_eq!(seen["total_data_files"], json!("3"));
+    assert_eq!(
+        seen["replaced_ids"],
+        json!([1, 2, 3]),
+        "the replaced snapshot reads the same rows"
+    );
+}
+
+#[tokio::test]
+async fn we_read_what_pyiceberg_commits_and_go_on_from_there() {
+    let lake = Lake::new().await;
+    let plain: TableName = "raw.plain".parse().unwrap();
+    let spec = TableSpec::from_arrow(plain.clone(), &schema(), Partition::None).unwrap();
+    let table = lake.catalog.ensure(&spec).await.unwrap();
+    let before = Watermarks::of(&table).unwrap();
+    let mut after = before.clone();
+    after.advance("agent-1", 1, 3);
+    let change = Change {
+        properties: after.changed_properties(&before),
+        ..Change::append(files(&table, &[(1, TODAY), (2, TODAY), (3, TODAY)]).await)
+    };
+    let ours = lake.catalog.commit(&table, change).await.unwrap();
+
+    // It appends a row, and deletes one by rewriting our file.
+    let wrote = python(&lake, "write", &plain);
+    let theirs = lake.catalog.load(&plain).await.unwrap();
+    assert_eq!(
+        theirs.metadata_location(),
+        wrote["metadata_location"].as_str()
+    );
+    assert_eq!(ids(&theirs).await, [1, 3, 100]);
+    assert_eq!(Watermarks::of(&theirs).unwrap().get("agent-1", 1), 3);
+    let change = Change::append(files(&ours, &[(10, TODAY)]).await);
+    let stale = lake.catalog.commit(&ours, change.clone()).await;
+    assert!(matches!(stale, Err(CommitError::Conflict { .. })));
+    let head = lake.catalog.commit(&theirs, change).await.unwrap();
+    assert_eq!(ids(&head).await, [1, 3, 10, 100]);
+    assert_totals(&head).await;
+}

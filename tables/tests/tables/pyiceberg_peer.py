@@ -1,0 +1,53 @@
+"""Reads or changes a table through PyIceberg's SqlCatalog, on the catalog file of the test.
+
+Usage: pyiceberg_peer.py read|write TABLE CATALOG_DB WAREHOUSE. Prints one JSON object.
+"""
+
+import datetime
+import json
+import sys
+
+import pyarrow as pa
+from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.expressions import EqualTo, GreaterThanOrEqual
+
+TODAY = datetime.datetime(2026, 11, 20, tzinfo=datetime.timezone.utc)
+
+
+def ids(scan) -> list[int]:
+    return sorted(scan.to_arrow()["id"].to_pylist())
+
+
+def read(table) -> dict:
+    snapshots = sorted(table.metadata.snapshots, key=lambda snapshot: snapshot.sequence_number)
+    summary = table.current_snapshot().summary
+    replaced = next(s for s in snapshots if s.summary.operation.value == "replace")
+    return {
+        "ids": ids(table.scan()),
+        "one_day": ids(table.scan(row_filter=GreaterThanOrEqual("at", TODAY.isoformat()))),
+        "by_note": ids(table.scan(row_filter=EqualTo("note", "note 7"))),
+        "operations": [snapshot.summary.operation.value for snapshot in snapshots],
+        "total_records": summary["total-records"],
+        "total_data_files": summary["total-data-files"],
+        "replaced_ids": ids(table.scan(snapshot_id=replaced.snapshot_id)),
+    }
+
+
+def write(table) -> dict:
+    rows = pa.table(
+        {"id": [100], "at": [TODAY], "note": ["from python"]},
+        schema=table.schema().as_arrow(),
+    )
+    table.append(rows)
+    table.delete(EqualTo("id", 2))
+    return {"metadata_location": table.metadata_location}
+
+
+def main() -> None:
+    command, name, database, warehouse = sys.argv[1:]
+    catalog = SqlCatalog("headwater", uri=f"sqlite:///{database}", warehouse=f"file://{warehouse}")
+    table = catalog.load_table(name)
+    print(json.dumps({"read": read, "write": write}[command](table)))
+
+
+main()
