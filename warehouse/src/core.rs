@@ -53,7 +53,11 @@ pub(crate) async fn publish(
     let raw = publisher.ensure(&raw_events()).await?;
     publisher.ensure(&events_spec()?).await?;
     let session = publisher.session()?;
-    let Some(raw_snapshot) = raw.metadata().current_snapshot().map(|snapshot| snapshot.snapshot_id()) else {
+    let Some(raw_snapshot) = raw
+        .metadata()
+        .current_snapshot()
+        .map(|snapshot| snapshot.snapshot_id())
+    else {
         progress.finished("core.events", "no events yet");
         return rebuild_missing_conversations(publisher, progress).await;
     };
@@ -80,8 +84,13 @@ pub(crate) async fn publish(
         (RAW_SNAPSHOT.to_owned(), raw_snapshot.to_string()),
         (RAW_WATERMARKS.to_owned(), watermarks(&raw)?),
     ]);
-    publisher.replace_days(&CORE_EVENTS, &days, files, properties).await?;
-    progress.finished("core.events", &format!("{added} new events, {} days", days.len()));
+    publisher
+        .replace_days(&CORE_EVENTS, &days, files, properties)
+        .await?;
+    progress.finished(
+        "core.events",
+        &format!("{added} new events, {} days", days.len()),
+    );
     publish_conversations(publisher, before, touched, progress).await
 }
 
@@ -130,11 +139,20 @@ async fn publish_conversations(
         .rows_with_schema(CORE_CONVERSATIONS)
         .await
         .map_err(NightError::query(&name))?;
-    let spec = TableSpec::from_arrow(name.clone(), &nullable(&schema), Partition::Day("started_at".to_owned()))?
-        .sorted_by(&["company_id", "started_at", "conversation_id"]);
+    let spec = TableSpec::from_arrow(
+        name.clone(),
+        &nullable(&schema),
+        Partition::Day("started_at".to_owned()),
+    )?
+    .sorted_by(&["company_id", "started_at", "conversation_id"]);
     publisher.ensure(&spec).await?;
+    let schema = Arc::new(nullable(&schema));
+    let rows = vec![crate::rows::conform(&schema, &rows)?];
     merge_conversations(publisher, &name, &session, (schema, rows)).await?;
-    progress.finished("core.conversations", &format!("{count} conversations computed"));
+    progress.finished(
+        "core.conversations",
+        &format!("{count} conversations computed"),
+    );
     Ok(())
 }
 
@@ -170,7 +188,9 @@ async fn merge_conversations(
         };
         return publisher.commit(name, &table, change).await;
     }
-    let columns: Vec<String> = crate::rows::names(&headwater_tables::write::arrow_schema(&table).map_err(NightError::write(name))?);
+    let columns: Vec<String> = crate::rows::names(
+        &headwater_tables::write::arrow_schema(&table).map_err(NightError::write(name))?,
+    );
     let sql = format!(
         "SELECT {0} FROM new_conversations UNION ALL \
          SELECT {0} FROM core.conversations AS v LEFT ANTI JOIN touched_conversations AS t \
@@ -179,7 +199,10 @@ async fn merge_conversations(
         columns.join(", "),
         date_list(&days)
     );
-    let stream = session.stream(&sql).await.map_err(NightError::query(name))?;
+    let stream = session
+        .stream(&sql)
+        .await
+        .map_err(NightError::query(name))?;
     let files = publisher.write_stream(name, stream).await?;
     publisher.replace_days(name, &days, files, properties).await
 }
@@ -194,7 +217,12 @@ pub(crate) async fn register_conversation_parts(session: &Session) -> Result<(),
 
 /// Returns the snapshot of `raw.events` that a core table covers.
 pub(crate) fn covered(table: &Table) -> Option<i64> {
-    table.metadata().properties().get(RAW_SNAPSHOT)?.parse().ok()
+    table
+        .metadata()
+        .properties()
+        .get(RAW_SNAPSHOT)?
+        .parse()
+        .ok()
 }
 
 fn conversations_name() -> Result<TableName, NightError> {
@@ -225,7 +253,10 @@ async fn register_added(
         .get(RAW_WATERMARKS)
         .and_then(|text| serde_json::from_str(text).ok())
         .unwrap_or_default();
-    let agents: StringArray = known.iter().map(|(agent, _, _)| Some(agent.as_str())).collect();
+    let agents: StringArray = known
+        .iter()
+        .map(|(agent, _, _)| Some(agent.as_str()))
+        .collect();
     let epochs = Int64Array::from_iter_values(known.iter().map(|(_, epoch, _)| *epoch));
     let sequences = Int64Array::from_iter_values(known.iter().map(|(_, _, sequence)| *sequence));
     let columns: Vec<ArrayRef> = vec![Arc::new(agents), Arc::new(epochs), Arc::new(sequences)];
@@ -278,10 +309,17 @@ const CONVERSATION_DAYS: &str = "
       ON t.company_id = v.company_id AND t.conversation_id = v.conversation_id";
 
 async fn count(session: &Session, sql: &str) -> Result<u64, NightError> {
-    let rows = session.rows(sql).await.map_err(NightError::query(&*CORE_EVENTS))?;
+    let rows = session
+        .rows(sql)
+        .await
+        .map_err(NightError::query(&*CORE_EVENTS))?;
     let counted = rows
         .iter()
-        .filter_map(|batch| batch.column(0).as_primitive_opt::<arrow::datatypes::Int64Type>())
+        .filter_map(|batch| {
+            batch
+                .column(0)
+                .as_primitive_opt::<arrow::datatypes::Int64Type>()
+        })
         .flat_map(|column| column.iter().flatten())
         .sum::<i64>();
     Ok(u64::try_from(counted).unwrap_or_default())
@@ -324,7 +362,9 @@ fn events_sql(days: &BTreeSet<i32>) -> String {
         .replace("{core_columns}", &core.join(", "))
         .replace("{days}", &date_list(days));
     // By day first, so that each file holds few days.
-    format!("SELECT * FROM ({sql}) ORDER BY CAST(event_time AS DATE), company_id, event_time, message_id")
+    format!(
+        "SELECT * FROM ({sql}) ORDER BY CAST(event_time AS DATE), company_id, event_time, message_id"
+    )
 }
 
 /// Returns the spec of `core.events`.
@@ -332,16 +372,26 @@ fn events_sql(days: &BTreeSet<i32>) -> String {
 /// # Errors
 /// Fails when `raw.events` has a column that Arrow cannot hold.
 pub fn events_spec() -> Result<TableSpec, NightError> {
-    let raw = schema_to_arrow_schema(&raw_events().schema).map_err(headwater_tables::SchemaError::from)?;
-    let mut fields: Vec<Field> = raw.fields().iter().map(|field| field.as_ref().clone()).collect();
+    let raw = schema_to_arrow_schema(&raw_events().schema)
+        .map_err(headwater_tables::SchemaError::from)?;
+    let mut fields: Vec<Field> = raw
+        .fields()
+        .iter()
+        .map(|field| field.as_ref().clone())
+        .collect();
     fields.push(Field::new(ADDED_COLUMNS[0], timestamp_type(), false));
     fields.push(Field::new(ADDED_COLUMNS[1], DataType::Int32, false));
     fields.push(Field::new(ADDED_COLUMNS[2], DataType::Utf8, true));
     fields.push(Field::new(ADDED_COLUMNS[3], DataType::Utf8, true));
     fields.push(Field::new(ADDED_COLUMNS[4], DataType::Date32, false));
     let partition = Partition::Day("event_time".to_owned());
-    Ok(TableSpec::from_arrow(CORE_EVENTS.clone(), &Schema::new(fields), partition)?
-        .sorted_by(&["company_id", "event_time", "message_id"]))
+    Ok(
+        TableSpec::from_arrow(CORE_EVENTS.clone(), &Schema::new(fields), partition)?.sorted_by(&[
+            "company_id",
+            "event_time",
+            "message_id",
+        ]),
+    )
 }
 
 /// Returns the columns with every one nullable: whether a query's column can be null depends on its

@@ -207,7 +207,11 @@ fn json_text(arguments: &[ArrayRef]) -> Result<ArrayRef> {
     let keys = texts(&arguments[1])?;
     let mut values = StringBuilder::with_capacity(documents.len(), documents.len() * 8);
     for (document, key) in documents.iter().zip(keys.iter()) {
-        values.append_option(document.zip(key).and_then(|(text, key)| json_field(text, key)));
+        values.append_option(
+            document
+                .zip(key)
+                .and_then(|(text, key)| json_field(text, key)),
+        );
     }
     Ok(Arc::new(values.finish()))
 }
@@ -241,16 +245,37 @@ mod tests {
 
     #[test]
     fn a_local_day_begins_where_the_zone_says() {
-        assert_eq!(midnight("2026-11-01", "America/New_York"), "2026-11-01T04:00:00+00:00");
-        assert_eq!(midnight("2026-11-02", "America/New_York"), "2026-11-02T05:00:00+00:00");
-        assert_eq!(midnight("2026-11-20", "Asia/Kolkata"), "2026-11-19T18:30:00+00:00");
+        assert_eq!(
+            midnight("2026-11-01", "America/New_York"),
+            "2026-11-01T04:00:00+00:00"
+        );
+        assert_eq!(
+            midnight("2026-11-02", "America/New_York"),
+            "2026-11-02T05:00:00+00:00"
+        );
+        assert_eq!(
+            midnight("2026-11-20", "Asia/Kolkata"),
+            "2026-11-19T18:30:00+00:00"
+        );
         // Half an hour of daylight saving.
-        assert_eq!(midnight("2026-07-01", "Australia/Lord_Howe"), "2026-06-30T13:30:00+00:00");
-        assert_eq!(midnight("2026-12-01", "Australia/Lord_Howe"), "2026-11-30T13:00:00+00:00");
+        assert_eq!(
+            midnight("2026-07-01", "Australia/Lord_Howe"),
+            "2026-06-30T13:30:00+00:00"
+        );
+        assert_eq!(
+            midnight("2026-12-01", "Australia/Lord_Howe"),
+            "2026-11-30T13:00:00+00:00"
+        );
         // Midnight itself is skipped.
-        assert_eq!(midnight("2024-04-26", "Africa/Cairo"), "2024-04-25T22:00:00+00:00");
+        assert_eq!(
+            midnight("2024-04-26", "Africa/Cairo"),
+            "2024-04-25T22:00:00+00:00"
+        );
         // A day that never was.
-        assert_eq!(midnight("2011-12-30", "Pacific/Apia"), "2011-12-30T10:00:00+00:00");
+        assert_eq!(
+            midnight("2011-12-30", "Pacific/Apia"),
+            "2011-12-30T10:00:00+00:00"
+        );
     }
 
     #[test]

@@ -25,5 +25,5 @@ pub mod sources;
 
 pub use config::Config;
 pub use night::{NightError, NightReport, Outcome, nightly};
-pub use publish::Written;
 pub use progress::{NoProgress, Progress};
+pub use publish::Written;

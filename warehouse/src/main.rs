@@ -34,7 +34,11 @@ enum Command {
     /// Run one night; running it again changes nothing
     Nightly {
         /// Date of the reports, YYYY-MM-DD; the three days before are computed again
-        #[arg(long, value_name = "DATE", help = "Date of the reports, YYYY-MM-DD [default: yesterday, UTC]")]
+        #[arg(
+            long,
+            value_name = "DATE",
+            help = "Date of the reports, YYYY-MM-DD [default: yesterday, UTC]"
+        )]
         date: Option<String>,
     },
 }
@@ -97,7 +101,9 @@ fn date(command: Option<Command>, clock: &SharedClock) -> Result<NaiveDate, Argu
         return Err(ArgumentError::NoCommand);
     };
     match date {
-        Some(text) => NaiveDate::parse_from_str(&text, "%Y-%m-%d").map_err(|_| ArgumentError::Date(text)),
+        Some(text) => {
+            NaiveDate::parse_from_str(&text, "%Y-%m-%d").map_err(|_| ArgumentError::Date(text))
+        }
         None => DateTime::from_timestamp_micros(clock.now())
             .and_then(|now| now.date_naive().checked_sub_days(Days::new(1)))
             .ok_or(ArgumentError::NoCommand),
@@ -106,11 +112,17 @@ fn date(command: Option<Command>, clock: &SharedClock) -> Result<NaiveDate, Argu
 
 fn print_report(report: &NightReport) {
     match report.outcome {
-        Outcome::AlreadyUpToDate => println!("{}: already up to date (run {})", report.date, report.run_id),
+        Outcome::AlreadyUpToDate => println!(
+            "{}: already up to date (run {})",
+            report.date, report.run_id
+        ),
         Outcome::Published => {
             println!("{}: published (run {})", report.date, report.run_id);
             for (table, written) in &report.written {
-                println!("  {table}: {} rows, snapshot {}", written.rows, written.snapshot_id);
+                println!(
+                    "  {table}: {} rows, snapshot {}",
+                    written.rows, written.snapshot_id
+                );
             }
         }
     }
@@ -149,8 +161,11 @@ impl Progress for Bars {
             Some(_) => "{msg:24} [{bar:30}] {pos}/{len} {elapsed}",
             None => "{msg:24} {spinner} {elapsed}",
         };
-        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = total.map_or_else(ProgressBar::new_spinner, ProgressBar::new).with_style(style);
+        let style =
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = total
+            .map_or_else(ProgressBar::new_spinner, ProgressBar::new)
+            .with_style(style);
         let bar = self.screen.add(bar);
         bar.set_message(step.to_owned());
         bar.enable_steady_tick(std::time::Duration::from_millis(200));

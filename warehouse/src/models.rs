@@ -25,9 +25,18 @@ use crate::rows::sha256;
 
 /// Report models that are part of the program.
 const BUILT_IN: &[(&str, &str)] = &[
-    ("company_day.sql", include_str!("../models/reports/company_day.sql")),
-    ("admin_day.sql", include_str!("../models/reports/admin_day.sql")),
-    ("conversation.sql", include_str!("../models/reports/conversation.sql")),
+    (
+        "company_day.sql",
+        include_str!("../models/reports/company_day.sql"),
+    ),
+    (
+        "admin_day.sql",
+        include_str!("../models/reports/admin_day.sql"),
+    ),
+    (
+        "conversation.sql",
+        include_str!("../models/reports/conversation.sql"),
+    ),
 ];
 
 /// View `conversation_parts`: the events of conversations, classified once for all models.
@@ -99,7 +108,11 @@ pub fn load(directory: Option<&Path>) -> Result<Vec<Model>, ModelError> {
     for (file, text) in BUILT_IN {
         models.push(parse(file, text)?);
     }
-    for (file, text) in directory.map(read_directory).transpose()?.unwrap_or_default() {
+    for (file, text) in directory
+        .map(read_directory)
+        .transpose()?
+        .unwrap_or_default()
+    {
         let model = parse(&file, &text)?;
         models.retain(|other| other.table != model.table);
         models.push(model);
@@ -132,7 +145,8 @@ fn read_directory(directory: &Path) -> Result<Vec<(String, String)>, ModelError>
 pub fn parse(file: &str, text: &str) -> Result<Model, ModelError> {
     let header = Header { file, text };
     let name = header.required("name")?;
-    let table = TableName::new("reports", name).map_err(|error| header.wrong(&error.to_string()))?;
+    let table =
+        TableName::new("reports", name).map_err(|error| header.wrong(&error.to_string()))?;
     let partition = header.required("partition")?;
     if partition != "report_date" {
         return Err(header.wrong("`-- partition:` must be `report_date`"));
@@ -144,7 +158,10 @@ pub fn parse(file: &str, text: &str) -> Result<Model, ModelError> {
     };
     let depends = list(header.required("depends")?)
         .iter()
-        .map(|name| name.parse().map_err(|_| header.wrong("`-- depends:` needs table names")))
+        .map(|name| {
+            name.parse()
+                .map_err(|_| header.wrong("`-- depends:` needs table names"))
+        })
         .collect::<Result<Vec<TableName>, _>>()?;
     if depends.iter().any(|name| name.namespace() == "reports") {
         return Err(header.wrong("a report cannot depend on a report"));
@@ -176,7 +193,9 @@ impl<'a> Header<'a> {
     }
 
     fn get(&self, key: &str) -> Option<&'a str> {
-        self.lines().find(|(name, _)| *name == key).map(|(_, value)| value)
+        self.lines()
+            .find(|(name, _)| *name == key)
+            .map(|(_, value)| value)
     }
 
     fn required(&self, key: &str) -> Result<&'a str, ModelError> {
@@ -218,7 +237,10 @@ mod tests {
         for model in models {
             assert!(model.columns.len() > 5, "{}", model.table);
             for column in &model.grain {
-                assert!(model.columns.iter().any(|(name, _)| name == column), "{column}");
+                assert!(
+                    model.columns.iter().any(|(name, _)| name == column),
+                    "{column}"
+                );
             }
         }
     }

@@ -20,8 +20,8 @@ use headwater_tables::{Catalog, CatalogError, CommitError, InvalidTableName, Sch
 use crate::config::Config;
 use crate::models::{self, ModelError};
 use crate::progress::Progress;
-use crate::publish::Written;
 use crate::publish::Publisher;
+use crate::publish::Written;
 use crate::runs::Inputs;
 use crate::sources::{self, SourceError};
 use crate::{core, ops, plans, reports, runs};
@@ -153,7 +153,9 @@ pub async fn nightly(
     let inputs = Inputs::of(&publisher, &models, date, config.reports.late_days);
     let run_id = inputs.run_id();
     let is_done = runs::is_recorded(&publisher, &run_id).await?
-        && models.iter().all(|model| publisher.tables().contains_key(&model.table));
+        && models
+            .iter()
+            .all(|model| publisher.tables().contains_key(&model.table));
     if !is_done {
         reports::publish(&mut publisher, &models, config, date, progress).await?;
         runs::record(&mut publisher, &inputs, started_at, clock.now()).await?;
@@ -168,7 +170,11 @@ pub async fn nightly(
     Ok(NightReport {
         run_id,
         date,
-        outcome: if is_done { Outcome::AlreadyUpToDate } else { Outcome::Published },
+        outcome: if is_done {
+            Outcome::AlreadyUpToDate
+        } else {
+            Outcome::Published
+        },
         written,
     })
 }

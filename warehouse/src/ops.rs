@@ -52,7 +52,10 @@ pub(crate) async fn publish(
         }
         progress.advanced("ops", index as u64 + 1);
     }
-    progress.finished("ops", &format!("{changed} of {} tables changed", TABLES.len()));
+    progress.finished(
+        "ops",
+        &format!("{changed} of {} tables changed", TABLES.len()),
+    );
     Ok(())
 }
 
@@ -65,13 +68,21 @@ fn key_of(table: &SourceTable) -> Vec<String> {
 }
 
 fn warn_of_unknown_zones(companies: &RecordBatch) {
-    let column = |name| companies.column_by_name(name).map(|column| column.as_string::<i32>());
+    let column = |name| {
+        companies
+            .column_by_name(name)
+            .map(|column| column.as_string::<i32>())
+    };
     let (Some(ids), Some(zones)) = (column("company_id"), column("timezone")) else {
         return;
     };
     for (id, zone) in ids.iter().zip(zones) {
         if zone.is_none_or(|zone| zone.parse::<chrono_tz::Tz>().is_err()) {
-            tracing::warn!(company_id = id, timezone = zone, "unknown time zone, UTC is used");
+            tracing::warn!(
+                company_id = id,
+                timezone = zone,
+                "unknown time zone, UTC is used"
+            );
         }
     }
 }
@@ -96,11 +107,16 @@ async fn publish_history(
         return Ok(());
     };
     let history = conform_to_table(&name, &head, &[history])?;
-    let live = write::live_files(&head).await.map_err(NightError::write(&name))?;
+    let live = write::live_files(&head)
+        .await
+        .map_err(NightError::write(&name))?;
     let change = Change {
         operation: Operation::Overwrite,
         add: publisher.write(&name, &head, vec![history]).await?,
-        remove: live.iter().map(|file| file.file_path().to_owned()).collect(),
+        remove: live
+            .iter()
+            .map(|file| file.file_path().to_owned())
+            .collect(),
         ..Change::default()
     };
     publisher.commit(&name, &head, change).await
@@ -108,7 +124,11 @@ async fn publish_history(
 
 /// Returns the columns of a history table.
 fn history_schema(rows: &SchemaRef) -> SchemaRef {
-    let mut fields: Vec<Field> = rows.fields().iter().map(|field| field.as_ref().clone()).collect();
+    let mut fields: Vec<Field> = rows
+        .fields()
+        .iter()
+        .map(|field| field.as_ref().clone())
+        .collect();
     fields.push(Field::new("valid_from", timestamp_type(), false));
     fields.push(Field::new("valid_to", timestamp_type(), true));
     fields.push(Field::new("is_current", DataType::Boolean, false));
@@ -151,7 +171,11 @@ pub(crate) fn extend(
         let known = latest.get(&key_text);
         present.insert(key_text);
         let floor = match known {
-            Some(version) if version.is_current && stored_hashes.value(version.index) == hashes[row] => continue,
+            Some(version)
+                if version.is_current && stored_hashes.value(version.index) == hashes[row] =>
+            {
+                continue;
+            }
             Some(version) => version.after,
             None => Micros::MIN,
         };
@@ -177,28 +201,49 @@ pub(crate) fn extend(
     let added = versions(rows, stored.schema(), &new_rows, &hashes)?;
     let mut order: Vec<String> = key.iter().map(|&name| name.to_owned()).collect();
     order.push("valid_from".to_owned());
-    sorted(&concat_batches(&stored.schema(), [&closed, &added])?, &order).map(Some)
+    sorted(
+        &concat_batches(&stored.schema(), [&closed, &added])?,
+        &order,
+    )
+    .map(Some)
 }
 
-fn latest_versions(stored: &RecordBatch, key: &[&str]) -> Result<HashMap<String, Latest>, ArrowError> {
+fn latest_versions(
+    stored: &RecordBatch,
+    key: &[&str],
+) -> Result<HashMap<String, Latest>, ArrowError> {
     let from = times(stored, "valid_from")?;
     let to = times(stored, "valid_to")?;
     let mut latest: HashMap<String, Latest> = HashMap::new();
     for (index, key_text) in keys(stored, key)?.into_iter().enumerate() {
         let is_current = to.is_null(index);
-        let after = if is_current { from.value(index) } else { to.value(index) };
+        let after = if is_current {
+            from.value(index)
+        } else {
+            to.value(index)
+        };
         let is_newer = latest
             .get(&key_text)
             .is_none_or(|known| !known.is_current && (is_current || after > known.after));
         if is_newer {
-            latest.insert(key_text, Latest { index, after, is_current });
+            latest.insert(
+                key_text,
+                Latest {
+                    index,
+                    after,
+                    is_current,
+                },
+            );
         }
     }
     Ok(latest)
 }
 
 /// Returns the stored versions with their ends set.
-fn with_validity(stored: &RecordBatch, valid_to: Vec<Option<Micros>>) -> Result<RecordBatch, ArrowError> {
+fn with_validity(
+    stored: &RecordBatch,
+    valid_to: Vec<Option<Micros>>,
+) -> Result<RecordBatch, ArrowError> {
     let is_current: BooleanArray = valid_to.iter().map(|end| Some(end.is_none())).collect();
     let valid_to = TimestampMicrosecondArray::from(valid_to).with_timezone("+00:00");
     let schema = stored.schema();
@@ -227,9 +272,15 @@ fn versions(
     let from: TimestampMicrosecondArray = chosen.iter().map(|(_, from)| Some(*from)).collect();
     let mut columns: Vec<ArrayRef> = taken.columns().to_vec();
     columns.push(Arc::new(from.with_timezone("+00:00")));
-    columns.push(arrow::array::new_null_array(&timestamp_type(), chosen.len()));
+    columns.push(arrow::array::new_null_array(
+        &timestamp_type(),
+        chosen.len(),
+    ));
     columns.push(Arc::new(BooleanArray::from(vec![true; chosen.len()])));
-    let hashes: StringArray = chosen.iter().map(|(row, _)| Some(hashes[*row].as_str())).collect();
+    let hashes: StringArray = chosen
+        .iter()
+        .map(|(row, _)| Some(hashes[*row].as_str()))
+        .collect();
     columns.push(Arc::new(hashes));
     RecordBatch::try_new(schema, columns)
 }
@@ -241,7 +292,9 @@ fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, ArrowE
 }
 
 fn times(batch: &RecordBatch, name: &str) -> Result<TimestampMicrosecondArray, ArrowError> {
-    Ok(column(batch, name)?.as_primitive::<TimestampMicrosecondType>().clone())
+    Ok(column(batch, name)?
+        .as_primitive::<TimestampMicrosecondType>()
+        .clone())
 }
 
 fn keys(batch: &RecordBatch, key: &[&str]) -> Result<Vec<String>, ArrowError> {
@@ -267,7 +320,11 @@ mod tests {
         let times: TimestampMicrosecondArray = plans.iter().map(|plan| Some(plan.2)).collect();
         RecordBatch::try_new(
             schema,
-            vec![Arc::new(ids), Arc::new(names), Arc::new(times.with_timezone("+00:00"))],
+            vec![
+                Arc::new(ids),
+                Arc::new(names),
+                Arc::new(times.with_timezone("+00:00")),
+            ],
         )
         .unwrap()
     }
@@ -282,7 +339,14 @@ mod tests {
         let from = times(history, "valid_from").unwrap();
         let to: Vec<Option<i64>> = times(history, "valid_to").unwrap().iter().collect();
         (0..history.num_rows())
-            .map(|row| (ids.value(row).to_owned(), names.value(row).to_owned(), from.value(row), to[row]))
+            .map(|row| {
+                (
+                    ids.value(row).to_owned(),
+                    names.value(row).to_owned(),
+                    from.value(row),
+                    to[row],
+                )
+            })
             .collect()
     }
 

@@ -96,7 +96,10 @@ pub(crate) async fn publish(
     let batch = to_batch(&rows)?;
     let is_changed = publisher.replace_all(&name, &batch).await?;
     let detail = if is_changed { "changed" } else { "unchanged" };
-    progress.finished("core.company_plans", &format!("{} intervals, {detail}", rows.len()));
+    progress.finished(
+        "core.company_plans",
+        &format!("{} intervals, {detail}", rows.len()),
+    );
     Ok(())
 }
 
@@ -121,36 +124,64 @@ pub(crate) fn timeline(
             }
             last.to.get_or_insert(at);
         }
-        merged.push(Version { from: at, to: None, value });
+        merged.push(Version {
+            from: at,
+            to: None,
+            value,
+        });
     }
     if let Some(first) = merged.first().filter(|first| first.from > 0).cloned() {
-        let value = InForce { is_backfilled: true, ..first.value };
-        merged.insert(0, Version { from: 0, to: Some(first.from), value });
+        let value = InForce {
+            is_backfilled: true,
+            ..first.value
+        };
+        merged.insert(
+            0,
+            Version {
+                from: 0,
+                to: Some(first.from),
+                value,
+            },
+        );
     }
     merged
 }
 
-fn breakpoints(subscriptions: &BTreeMap<String, Subscription>, prices: &Prices) -> BTreeSet<Micros> {
+fn breakpoints(
+    subscriptions: &BTreeMap<String, Subscription>,
+    prices: &Prices,
+) -> BTreeSet<Micros> {
     let mut points = BTreeSet::new();
     for subscription in subscriptions.values() {
         points.insert(subscription.start);
         points.extend(ends(&subscription.statuses));
         for item in subscription.items.values() {
             points.extend(ends(item));
-            for plan in item.iter().filter_map(|version| prices.get(&version.value.0)) {
+            for plan in item
+                .iter()
+                .filter_map(|version| prices.get(&version.value.0))
+            {
                 points.extend(ends(plan));
             }
         }
         for change in &subscription.changes {
             points.insert(change.at);
-            points.extend(prices.get(&change.new.0).into_iter().flat_map(|plan| ends(plan)));
+            points.extend(
+                prices
+                    .get(&change.new.0)
+                    .into_iter()
+                    .flat_map(|plan| ends(plan)),
+            );
         }
     }
     points
 }
 
 fn ends<T>(versions: &[Version<T>]) -> impl Iterator<Item = Micros> {
-    versions.iter().flat_map(|version| [Some(version.from), version.to]).flatten()
+    versions
+        .iter()
+        .flat_map(|version| [Some(version.from), version.to])
+        .flatten()
 }
 
 /// Returns the version at `at`; before the first one, the first one.
@@ -197,9 +228,13 @@ fn state_of(id: &str, subscription: &Subscription, prices: &Prices, at: Micros) 
     let priced: Vec<(Quantity, Option<&Price>, i64)> = items
         .into_iter()
         .map(|(plan, quantity)| {
-            let price = prices.get(&plan).and_then(|versions| version_at(versions, at));
+            let price = prices
+                .get(&plan)
+                .and_then(|versions| version_at(versions, at));
             let price = price.map(|version| &version.value);
-            let monthly = price.filter(|_| is_paying).map_or(0, |price| monthly_minor(price, quantity));
+            let monthly = price
+                .filter(|_| is_paying)
+                .map_or(0, |price| monthly_minor(price, quantity));
             ((plan, quantity), price, monthly)
         })
         .collect();
@@ -229,7 +264,8 @@ fn state_of(id: &str, subscription: &Subscription, prices: &Prices, at: Micros) 
 /// Returns the items that a subscription has at `at`.
 fn items_at(subscription: &Subscription, at: Micros) -> Vec<Quantity> {
     let changed = subscription.changes.last().map(|change| &change.new.0);
-    let newest = |versions: &[Version<Quantity>]| versions.last().map(|version| version.value.0.clone());
+    let newest =
+        |versions: &[Version<Quantity>]| versions.last().map(|version| version.value.0.clone());
     // Changes speak of one item: the one that is now on the plan of the last change.
     let main = changed.map(|plan| {
         subscription
@@ -304,9 +340,14 @@ fn divide_half_even(total: i128, divisor: i128) -> i128 {
 async fn load(session: &Session) -> datafusion::common::Result<(Companies, Prices)> {
     let mut owners: BTreeMap<String, String> = BTreeMap::new();
     let mut subscriptions: BTreeMap<String, Subscription> = BTreeMap::new();
-    let rows = Rows(session.rows(
-        "SELECT subscription_id, company_id, status, start_date, valid_from, valid_to \
-         FROM ops.subscriptions_history ORDER BY subscription_id, valid_from").await?);
+    let rows = Rows(
+        session
+            .rows(
+                "SELECT subscription_id, company_id, status, start_date, valid_from, valid_to \
+         FROM ops.subscriptions_history ORDER BY subscription_id, valid_from",
+            )
+            .await?,
+    );
     rows.each(|row| {
         let Some(id) = row.text(0) else { return };
         owners.insert(id.clone(), row.text(1).unwrap_or_default());
@@ -322,17 +363,33 @@ async fn load(session: &Session) -> datafusion::common::Result<(Companies, Price
          CASE WHEN deleted_at < coalesce(valid_to, deleted_at + INTERVAL '1 day') THEN deleted_at ELSE valid_to END \
          FROM ops.subscription_items_history ORDER BY item_id, valid_from").await?);
     rows.each(|row| {
-        let (Some(id), Some(subscription)) = (row.text(0), row.text(1)) else { return };
-        let Some(subscription) = subscriptions.get_mut(&subscription) else { return };
-        let value = (row.text(2).unwrap_or_default(), row.int(3).unwrap_or_default());
-        subscription.items.entry(id).or_default().push(row.version(4, 5, value));
+        let (Some(id), Some(subscription)) = (row.text(0), row.text(1)) else {
+            return;
+        };
+        let Some(subscription) = subscriptions.get_mut(&subscription) else {
+            return;
+        };
+        let value = (
+            row.text(2).unwrap_or_default(),
+            row.int(3).unwrap_or_default(),
+        );
+        subscription
+            .items
+            .entry(id)
+            .or_default()
+            .push(row.version(4, 5, value));
     });
     let rows = Rows(session.rows(
         "SELECT subscription_id, changed_at, old_plan_id, old_quantity, new_plan_id, new_quantity \
          FROM ops.subscription_changes ORDER BY subscription_id, changed_at, change_id").await?);
     rows.each(|row| {
-        let Some(subscription) = row.text(0).and_then(|id| subscriptions.get_mut(&id)) else { return };
-        let new = (row.text(4).unwrap_or_default(), row.int(5).unwrap_or_default());
+        let Some(subscription) = row.text(0).and_then(|id| subscriptions.get_mut(&id)) else {
+            return;
+        };
+        let new = (
+            row.text(4).unwrap_or_default(),
+            row.int(5).unwrap_or_default(),
+        );
         subscription.changes.push(PlanChange {
             at: row.time(1).unwrap_or_default(),
             old: row.text(2).map(|plan| (plan, row.int(3).unwrap_or(new.1))),
@@ -388,7 +445,9 @@ impl Rows {
 impl Row<'_> {
     fn text(&self, column: usize) -> Option<String> {
         let array = self.batch.column(column).as_string_opt::<i32>()?;
-        array.is_valid(self.index).then(|| array.value(self.index).to_owned())
+        array
+            .is_valid(self.index)
+            .then(|| array.value(self.index).to_owned())
     }
 
     fn int(&self, column: usize) -> Option<i64> {
@@ -397,7 +456,10 @@ impl Row<'_> {
     }
 
     fn time(&self, column: usize) -> Option<Micros> {
-        let array = self.batch.column(column).as_primitive_opt::<TimestampMicrosecondType>()?;
+        let array = self
+            .batch
+            .column(column)
+            .as_primitive_opt::<TimestampMicrosecondType>()?;
         array.is_valid(self.index).then(|| array.value(self.index))
     }
 
@@ -412,17 +474,32 @@ impl Row<'_> {
 
 fn to_batch(rows: &[(String, Version<InForce>)]) -> Result<RecordBatch, NightError> {
     let texts = |read: &dyn Fn(&InForce) -> Option<String>| -> ArrayRef {
-        Arc::new(rows.iter().map(|(_, version)| read(&version.value)).collect::<StringArray>())
+        Arc::new(
+            rows.iter()
+                .map(|(_, version)| read(&version.value))
+                .collect::<StringArray>(),
+        )
     };
     let ints = |read: &dyn Fn(&InForce) -> Option<i64>| -> ArrayRef {
-        Arc::new(rows.iter().map(|(_, version)| read(&version.value)).collect::<Int64Array>())
+        Arc::new(
+            rows.iter()
+                .map(|(_, version)| read(&version.value))
+                .collect::<Int64Array>(),
+        )
     };
     let times = |read: &dyn Fn(&Version<InForce>) -> Option<Micros>| -> ArrayRef {
-        let times: TimestampMicrosecondArray = rows.iter().map(|(_, version)| read(version)).collect();
+        let times: TimestampMicrosecondArray =
+            rows.iter().map(|(_, version)| read(version)).collect();
         Arc::new(times.with_timezone("+00:00"))
     };
-    let companies: StringArray = rows.iter().map(|(company, _)| Some(company.as_str())).collect();
-    let backfilled: BooleanArray = rows.iter().map(|(_, version)| Some(version.value.is_backfilled)).collect();
+    let companies: StringArray = rows
+        .iter()
+        .map(|(company, _)| Some(company.as_str()))
+        .collect();
+    let backfilled: BooleanArray = rows
+        .iter()
+        .map(|(_, version)| Some(version.value.is_backfilled))
+        .collect();
     let schema = Schema::new(vec![
         Field::new("company_id", DataType::Utf8, false),
         Field::new("valid_from", timestamp_type(), false),
@@ -466,7 +543,11 @@ mod tests {
     }
 
     fn always<T>(value: T) -> Vec<Version<T>> {
-        vec![Version { from: 0, to: None, value }]
+        vec![Version {
+            from: 0,
+            to: None,
+            value,
+        }]
     }
 
     fn subscription(status: &str, plan: &str, quantity: i64) -> Subscription {
@@ -502,7 +583,14 @@ mod tests {
         let versions = timeline(&BTreeMap::from([("s".to_owned(), one)]), &prices);
         let seen: Vec<_> = versions
             .iter()
-            .map(|version| (version.from, version.to, version.value.plan_id.as_deref(), version.value.mrr_minor))
+            .map(|version| {
+                (
+                    version.from,
+                    version.to,
+                    version.value.plan_id.as_deref(),
+                    version.value.mrr_minor,
+                )
+            })
             .collect();
         assert_eq!(
             seen,
@@ -527,6 +615,9 @@ mod tests {
             ("s3".to_owned(), subscription("active", "a", 1)),
         ]);
         let state = in_force(&subscriptions, &prices, 200).unwrap();
-        assert_eq!((state.subscription_id.as_str(), state.mrr_minor), ("s2", 200));
+        assert_eq!(
+            (state.subscription_id.as_str(), state.mrr_minor),
+            ("s2", 200)
+        );
     }
 }

@@ -94,7 +94,11 @@ impl<'a> Publisher<'a> {
         let change = Change {
             operation: Operation::Overwrite,
             add,
-            remove: paths(&write::live_files(&table).await.map_err(NightError::write(name))?),
+            remove: paths(
+                &write::live_files(&table)
+                    .await
+                    .map_err(NightError::write(name))?,
+            ),
             properties: BTreeMap::from([(CONTENT_HASH.to_owned(), hash)]),
             summary: BTreeMap::new(),
         };
@@ -111,13 +115,19 @@ impl<'a> Publisher<'a> {
         properties: BTreeMap<String, String>,
     ) -> Result<(), NightError> {
         let table = self.tables[name].clone();
-        let live = write::live_files(&table).await.map_err(NightError::write(name))?;
+        let live = write::live_files(&table)
+            .await
+            .map_err(NightError::write(name))?;
         let replaced: Vec<DataFile> = live
             .into_iter()
             .filter(|file| partition_day(file).is_none_or(|day| days.contains(&day)))
             .collect();
         let change = Change {
-            operation: if replaced.is_empty() { Operation::Append } else { Operation::Overwrite },
+            operation: if replaced.is_empty() {
+                Operation::Append
+            } else {
+                Operation::Overwrite
+            },
             add,
             remove: paths(&replaced),
             properties,
@@ -179,7 +189,8 @@ impl<'a> Publisher<'a> {
         ::metrics::counter!(metrics::COMMITS, "table" => name.to_string()).increment(1);
         ::metrics::counter!(metrics::ROWS_WRITTEN, "table" => name.to_string()).increment(rows);
         self.tables.insert(name.clone(), table);
-        self.written.insert(name.clone(), Written { snapshot_id, rows });
+        self.written
+            .insert(name.clone(), Written { snapshot_id, rows });
         Ok(())
     }
 }
@@ -207,7 +218,10 @@ pub(crate) fn conform_to_table(
 }
 
 fn paths(files: &[DataFile]) -> HashSet<String> {
-    files.iter().map(|file| file.file_path().to_owned()).collect()
+    files
+        .iter()
+        .map(|file| file.file_path().to_owned())
+        .collect()
 }
 
 /// Returns the day that a file of a table partitioned by day holds.

@@ -58,7 +58,10 @@ pub(crate) async fn publish(
         progress.started(&model.table.to_string(), None);
         let report = compute(&session, model, &window, config).await?;
         let rows: usize = report.rows.iter().map(RecordBatch::num_rows).sum();
-        progress.finished(&model.table.to_string(), &format!("{rows} rows of {} days computed", report.days.len()));
+        progress.finished(
+            &model.table.to_string(),
+            &format!("{rows} rows of {} days computed", report.days.len()),
+        );
         computed.push(report);
     }
     progress.started("publish", Some(computed.len() as u64));
@@ -93,16 +96,33 @@ async fn compute<'a>(
             days
         }
     };
-    let schema = Arc::new(Schema::new(vec![Field::new(REPORT_DATE, DataType::Date32, false)]));
+    let schema = Arc::new(Schema::new(vec![Field::new(
+        REPORT_DATE,
+        DataType::Date32,
+        false,
+    )]));
     let column = Date32Array::from_iter_values(days.iter().copied());
     let rows = RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(column)])?;
-    session.register_rows("run_days", schema, vec![rows]).map_err(failed())?;
+    session
+        .register_rows("run_days", schema, vec![rows])
+        .map_err(failed())?;
     let limit = config.limits.report_rows_max;
-    let (schema, rows) = session.rows_at_most(&model.sql, limit).await.map_err(failed())?;
+    let (schema, rows) = session
+        .rows_at_most(&model.sql, limit)
+        .await
+        .map_err(failed())?;
     if rows.iter().map(RecordBatch::num_rows).sum::<usize>() > limit {
-        return Err(invalid(model, format!("returns more than {limit} rows (`limits.report_rows_max`)")));
+        return Err(invalid(
+            model,
+            format!("returns more than {limit} rows (`limits.report_rows_max`)"),
+        ));
     }
-    Ok(Computed { model, days, schema, rows })
+    Ok(Computed {
+        model,
+        days,
+        schema,
+        rows,
+    })
 }
 
 /// Publishes the days of one report that changed; returns how many.
@@ -111,18 +131,33 @@ async fn publish_one(
     session: &Session,
     report: Computed<'_>,
 ) -> Result<usize, NightError> {
-    let Computed { model, days, schema, rows } = report;
+    let Computed {
+        model,
+        days,
+        schema,
+        rows,
+    } = report;
     let name = &model.table;
     check_columns(model, &schema)?;
-    let spec = TableSpec::from_arrow(name.clone(), &nullable(&schema), Partition::Identity(REPORT_DATE.to_owned()))?;
+    let spec = TableSpec::from_arrow(
+        name.clone(),
+        &nullable(&schema),
+        Partition::Identity(REPORT_DATE.to_owned()),
+    )?;
     let table = publisher.ensure(&spec).await?;
     let provider = headwater_tables::query::IcebergProvider::new(table.clone())
         .map_err(|error| NightError::query(name)(error.into()))?;
     session
         .register("reports", name.name(), Arc::new(provider))
         .map_err(NightError::query(name))?;
-    let published = format!("SELECT * FROM {name} WHERE report_date IN ({})", date_list(&days));
-    let published = session.rows(&published).await.map_err(NightError::query(name))?;
+    let published = format!(
+        "SELECT * FROM {name} WHERE report_date IN ({})",
+        date_list(&days)
+    );
+    let published = session
+        .rows(&published)
+        .await
+        .map_err(NightError::query(name))?;
     let mut order = vec![REPORT_DATE.to_owned()];
     order.extend(model.grain.iter().cloned());
     let published = sorted(&conform_to_table(name, &table, &published)?, &order)?;
@@ -142,26 +177,40 @@ async fn publish_one(
     } else {
         publisher.write(name, &table, vec![rows]).await?
     };
-    publisher.replace_days(name, &changed, files, BTreeMap::new()).await?;
+    publisher
+        .replace_days(name, &changed, files, BTreeMap::new())
+        .await?;
     Ok(changed.len())
 }
 
 fn check_columns(model: &Model, schema: &SchemaRef) -> Result<(), NightError> {
     for column in &model.grain {
         if schema.index_of(column).is_err() {
-            return Err(invalid(model, format!("has no column `{column}`, which its grain names")));
+            return Err(invalid(
+                model,
+                format!("has no column `{column}`, which its grain names"),
+            ));
         }
     }
     match schema.field_with_name(REPORT_DATE) {
         Ok(field) if field.data_type() == &DataType::Date32 => Ok(()),
-        _ => Err(invalid(model, "has no column `report_date` of type DATE".to_owned())),
+        _ => Err(invalid(
+            model,
+            "has no column `report_date` of type DATE".to_owned(),
+        )),
     }
 }
 
 /// Fails when a row is of a day that was not asked for, or when two rows have the same grain.
 fn check_rows(model: &Model, rows: &RecordBatch, days: &BTreeSet<i32>) -> Result<(), NightError> {
-    if report_dates(rows).iter().any(|day| day.is_none_or(|day| !days.contains(&day))) {
-        return Err(invalid(model, "returned a day that is not in `run_days`; join it".to_owned()));
+    if report_dates(rows)
+        .iter()
+        .any(|day| day.is_none_or(|day| !days.contains(&day)))
+    {
+        return Err(invalid(
+            model,
+            "returned a day that is not in `run_days`; join it".to_owned(),
+        ));
     }
     let grain: Vec<usize> = model
         .grain
@@ -171,7 +220,10 @@ fn check_rows(model: &Model, rows: &RecordBatch, days: &BTreeSet<i32>) -> Result
     let mut texts = row_texts(&rows.project(&grain)?)?;
     texts.sort_unstable();
     if texts.windows(2).any(|pair| pair[0] == pair[1]) {
-        return Err(invalid(model, format!("returned two rows for one ({})", model.grain.join(", "))));
+        return Err(invalid(
+            model,
+            format!("returned two rows for one ({})", model.grain.join(", ")),
+        ));
     }
     Ok(())
 }

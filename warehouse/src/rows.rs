@@ -44,7 +44,10 @@ pub(crate) fn sorted(batch: &RecordBatch, by: &[String]) -> Result<RecordBatch, 
         .map(|name| {
             let values = batch.column_by_name(name).cloned();
             values
-                .map(|values| SortColumn { values, options: None })
+                .map(|values| SortColumn {
+                    values,
+                    options: None,
+                })
                 .ok_or_else(|| ArrowError::SchemaError(format!("no column `{name}` to sort by")))
         })
         .collect::<Result<_, _>>()?;
@@ -53,7 +56,11 @@ pub(crate) fn sorted(batch: &RecordBatch, by: &[String]) -> Result<RecordBatch, 
 
 /// Returns the names of the columns.
 pub(crate) fn names(schema: &SchemaRef) -> Vec<String> {
-    schema.fields().iter().map(|field| field.name().clone()).collect()
+    schema
+        .fields()
+        .iter()
+        .map(|field| field.name().clone())
+        .collect()
 }
 
 /// Returns one line of text per row, which is equal exactly when the values are: each value is
@@ -91,11 +98,14 @@ pub(crate) fn sha256<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
         hasher.update(part.as_bytes());
         hasher.update([0]);
     }
-    hasher.finalize().iter().fold(String::new(), |mut text, byte| {
-        let written = write!(text, "{byte:02x}");
-        debug_assert!(written.is_ok());
-        text
-    })
+    hasher
+        .finalize()
+        .iter()
+        .fold(String::new(), |mut text, byte| {
+            let written = write!(text, "{byte:02x}");
+            debug_assert!(written.is_ok());
+            text
+        })
 }
 
 #[cfg(test)]
@@ -117,6 +127,9 @@ mod tests {
         let batch = RecordBatch::try_new(schema, vec![Arc::new(a), Arc::new(b)]).unwrap();
         let texts = row_texts(&batch).unwrap();
         assert_eq!(texts[0], "1:x;1:y;");
-        assert_eq!(texts.iter().collect::<std::collections::HashSet<_>>().len(), 3);
+        assert_eq!(
+            texts.iter().collect::<std::collections::HashSet<_>>().len(),
+            3
+        );
     }
 }

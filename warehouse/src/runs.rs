@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, Date32Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::array::{
+    Array, ArrayRef, Date32Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+};
 use arrow::datatypes::{DataType, Date32Type, Field, Schema};
 use chrono::NaiveDate;
 use headwater_service::clock::Micros;
@@ -34,7 +36,12 @@ pub(crate) struct Inputs {
 
 impl Inputs {
     /// Takes down what the reports of this night read.
-    pub(crate) fn of(publisher: &Publisher<'_>, models: &[Model], date: NaiveDate, late_days: u32) -> Self {
+    pub(crate) fn of(
+        publisher: &Publisher<'_>,
+        models: &[Model],
+        date: NaiveDate,
+        late_days: u32,
+    ) -> Self {
         let snapshots = publisher
             .tables()
             .iter()
@@ -48,7 +55,12 @@ impl Inputs {
             .iter()
             .map(|model| (model.table.to_string(), model.digest.clone()))
             .collect();
-        Self { date, late_days, snapshots, models }
+        Self {
+            date,
+            late_days,
+            snapshots,
+            models,
+        }
     }
 
     /// Returns the id of a run that reads exactly this.
@@ -63,13 +75,20 @@ fn table_name() -> Result<TableName, NightError> {
 }
 
 /// Returns whether a run with this id has been published whole.
-pub(crate) async fn is_recorded(publisher: &Publisher<'_>, run_id: &str) -> Result<bool, NightError> {
+pub(crate) async fn is_recorded(
+    publisher: &Publisher<'_>,
+    run_id: &str,
+) -> Result<bool, NightError> {
     let name = table_name()?;
     if !publisher.tables().contains_key(&name) {
         return Ok(false);
     }
     let sql = format!("SELECT run_id FROM {name} WHERE run_id = '{run_id}'");
-    let rows = publisher.session()?.rows(&sql).await.map_err(NightError::query(&name))?;
+    let rows = publisher
+        .session()?
+        .rows(&sql)
+        .await
+        .map_err(NightError::query(&name))?;
     Ok(rows.iter().any(|batch| batch.num_rows() > 0))
 }
 
@@ -119,10 +138,19 @@ fn row(
         ("started_at", time(started_at)),
         ("finished_at", time(finished_at)),
         ("status", text("published".to_owned())),
-        ("read_snapshots", text(serde_json::json!(inputs.snapshots).to_string())),
-        ("written_snapshots", text(serde_json::json!(written).to_string())),
+        (
+            "read_snapshots",
+            text(serde_json::json!(inputs.snapshots).to_string()),
+        ),
+        (
+            "written_snapshots",
+            text(serde_json::json!(written).to_string()),
+        ),
         ("rows_written", text(serde_json::json!(rows).to_string())),
-        ("model_digests", text(serde_json::json!(inputs.models).to_string())),
+        (
+            "model_digests",
+            text(serde_json::json!(inputs.models).to_string()),
+        ),
     ];
     let fields: Vec<Field> = columns
         .iter()

@@ -81,7 +81,12 @@ impl Session {
     }
 
     /// Adds or replaces a table that lives in memory, in schema `run`.
-    pub(crate) fn register_rows(&self, name: &str, schema: SchemaRef, rows: Vec<RecordBatch>) -> Result<()> {
+    pub(crate) fn register_rows(
+        &self,
+        name: &str,
+        schema: SchemaRef,
+        rows: Vec<RecordBatch>,
+    ) -> Result<()> {
         let table = MemTable::try_new(schema, vec![rows])?;
         self.register("run", name, Arc::new(table))
     }
@@ -98,14 +103,21 @@ impl Session {
     }
 
     /// Runs a query and holds its rows, with their columns even when there is no row.
-    pub(crate) async fn rows_with_schema(&self, sql: &str) -> Result<(SchemaRef, Vec<RecordBatch>)> {
+    pub(crate) async fn rows_with_schema(
+        &self,
+        sql: &str,
+    ) -> Result<(SchemaRef, Vec<RecordBatch>)> {
         let frame = self.context.sql(sql).await?;
         let schema = Arc::new(frame.schema().as_arrow().clone());
         Ok((schema, frame.collect().await?))
     }
 
     /// As [`Self::rows_with_schema`], but stops soon after `limit` rows.
-    pub(crate) async fn rows_at_most(&self, sql: &str, limit: usize) -> Result<(SchemaRef, Vec<RecordBatch>)> {
+    pub(crate) async fn rows_at_most(
+        &self,
+        sql: &str,
+        limit: usize,
+    ) -> Result<(SchemaRef, Vec<RecordBatch>)> {
         let frame = self.context.sql(sql).await?;
         let schema = Arc::new(frame.schema().as_arrow().clone());
         let mut stream = frame.execute_stream().await?;

@@ -12,7 +12,8 @@ SELECT
         WHEN actor_type IN ('contact_user', 'contact_lead', 'visitor', 'contact', 'user', 'lead') THEN 'contact'
         ELSE actor_type
     END AS actor,
-    coalesce(admin_id, CASE WHEN actor_type = 'admin' THEN actor_id END) AS admin_id,
+    -- Who did it; the property `admin_id` may name somebody else.
+    CASE WHEN actor_type = 'admin' THEN coalesce(actor_id, admin_id) END AS admin_id,
     CASE WHEN event_name = 'Conversation Assigned' AND json_text(properties, 'assigned_to_type') = 'team'
          THEN coalesce(team_id, json_text(properties, 'assigned_to_id')) ELSE team_id END AS team_id,
     contact_id,

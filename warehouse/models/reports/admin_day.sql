@@ -19,7 +19,7 @@
 -- column ratings: Conversations assigned to the teammate whose last rating was given on the day.
 -- column csat_pct: Share of those ratings that are 4 or 5, in percent (#30).
 WITH activity AS (
-    SELECT e.company_id, coalesce(e.admin_id, e.actor_id) AS admin_id, e.report_date,
+    SELECT e.company_id, coalesce(e.actor_id, e.admin_id) AS admin_id, e.report_date,
            count(*) FILTER (WHERE e.event_name = 'Conversation Closed') AS closed_conversations,
            count(*) FILTER (WHERE e.event_name = 'Conversation Noted') AS notes,
            count(*) FILTER (WHERE e.event_name = 'Conversation Assigned') AS assignments_made,
@@ -28,7 +28,7 @@ WITH activity AS (
            min(e.event_time) AS first_event_at,
            max(e.event_time) AS last_event_at
     FROM core.events AS e JOIN run_days AS d ON d.report_date = e.report_date
-    WHERE e.actor_type = 'admin' AND coalesce(e.admin_id, e.actor_id) IS NOT NULL
+    WHERE e.actor_type = 'admin' AND coalesce(e.actor_id, e.admin_id) IS NOT NULL
     GROUP BY 1, 2, 3
 ),
 replies AS (

@@ -72,7 +72,7 @@ messages AS (
     GROUP BY p.company_id, p.report_date
 ),
 active_days AS (
-    SELECT DISTINCT company_id, coalesce(admin_id, actor_id) AS admin_id, report_date
+    SELECT DISTINCT company_id, coalesce(actor_id, admin_id) AS admin_id, report_date
     FROM core.events
     WHERE actor_type = 'admin' AND event_name NOT IN ('Signed In', 'Signed Out', 'Sign In Failed')
       AND report_date > (SELECT CAST(min(report_date) - INTERVAL '28 days' AS DATE) FROM run_days)

@@ -78,9 +78,9 @@ impl Builder {
                 TimestampMicrosecondBuilder::new().with_data_type(ColumnType::Timestamp.arrow()),
             ),
             ColumnType::Date => Self::Date(Date32Builder::new()),
-            ColumnType::Decimal => Self::Decimal(
-                Decimal128Builder::new().with_data_type(ColumnType::Decimal.arrow()),
-            ),
+            ColumnType::Decimal => {
+                Self::Decimal(Decimal128Builder::new().with_data_type(ColumnType::Decimal.arrow()))
+            }
         }
     }
 
@@ -146,7 +146,11 @@ impl TableReader {
         Self {
             table,
             schema: table.schema(),
-            builders: table.columns.iter().map(|(_, kind)| Builder::new(*kind)).collect(),
+            builders: table
+                .columns
+                .iter()
+                .map(|(_, kind)| Builder::new(*kind))
+                .collect(),
             rows: 0,
             batch_rows,
             total: 0,

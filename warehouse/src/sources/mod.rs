@@ -71,7 +71,9 @@ pub enum SourceError {
         column: &'static str,
     },
     /// A table is larger than the bound.
-    #[error("table `{table}` has more than {max} rows; raise `source.table_rows_max` and the memory")]
+    #[error(
+        "table `{table}` has more than {max} rows; raise `source.table_rows_max` and the memory"
+    )]
     TooLarge {
         /// The table.
         table: &'static str,
@@ -102,7 +104,12 @@ pub async fn snapshot(
     } else {
         postgres::snapshot(config, progress).await?
     };
-    let rows: usize = snapshot.tables.values().flatten().map(RecordBatch::num_rows).sum();
+    let rows: usize = snapshot
+        .tables
+        .values()
+        .flatten()
+        .map(RecordBatch::num_rows)
+        .sum();
     progress.finished("source", &format!("{rows} rows of {} tables", TABLES.len()));
     Ok(snapshot)
 }

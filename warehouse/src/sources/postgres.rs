@@ -31,10 +31,11 @@ pub(super) async fn snapshot(
 }
 
 async fn connect(config: &SourceConfig) -> Result<PgConnection, SourceError> {
-    let options = PgConnectOptions::from_str(&config.uri).map_err(|_| SourceError::Unreachable {
-        place: "(the address cannot be read)".to_owned(),
-        reason: "write `postgres://user:password@host:port/database`".to_owned(),
-    })?;
+    let options =
+        PgConnectOptions::from_str(&config.uri).map_err(|_| SourceError::Unreachable {
+            place: "(the address cannot be read)".to_owned(),
+            reason: "write `postgres://user:password@host:port/database`".to_owned(),
+        })?;
     let place = format!(
         "`postgres://{}:{}/{}`",
         options.get_host(),

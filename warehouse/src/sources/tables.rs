@@ -290,7 +290,13 @@ mod tests {
     /// The declared columns of one table in the DDL.
     fn ddl_columns<'a>(ddl: &'a str, table: &str) -> Vec<&'a str> {
         let start = format!("CREATE TABLE {table} (");
-        let body = ddl.split(&start).nth(1).unwrap().split("\n);").next().unwrap();
+        let body = ddl
+            .split(&start)
+            .nth(1)
+            .unwrap()
+            .split("\n);")
+            .next()
+            .unwrap();
         body.lines()
             .filter_map(|line| line.split_whitespace().next())
             .filter(|word| *word != "PRIMARY")

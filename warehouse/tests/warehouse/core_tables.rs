@@ -1,0 +1,224 @@
+//! `core.events`: deduplication, plans as of the event, business days.
+
+use crate::world::{Ev, World};
+
+const NIGHT: &str = "2026-11-19";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_is_one_row_however_long_ago_its_copy_came() {
+    let world = World::new().await;
+    world
+        .events(&[
+            Ev::new("Feature Used", "2026-01-05T10:00:00Z").id("x"),
+            Ev::new("Feature Used", "2026-11-19T10:00:00Z")
+                .id("x")
+                .company("other"),
+        ])
+        .await;
+    world.night(NIGHT).await;
+    world
+        .events(&[
+            Ev::new("Feature Used", "2026-11-19T12:00:00Z").id("x"),
+            Ev::new("Feature Used", "2026-11-19T12:00:00Z").id("x"),
+        ])
+        .await;
+    world.night(NIGHT).await;
+    let rows = world
+        .query("SELECT company_id, event_time, copies FROM core.events ORDER BY company_id")
+        .await;
+    assert_eq!(
+        rows,
+        [
+            "acme|2026-01-05T10:00:00Z|3",
+            "other|2026-11-19T10:00:00Z|1"
+        ]
+    );
+    let fresh = world.query("SELECT count(*) FROM events").await;
+    assert_eq!(fresh, ["2"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_earlier_copy_that_arrives_later_wins_and_moves_the_event() {
+    let world = World::new().await;
+    let late = Ev::new("Feature Used", "2026-11-19T10:00:00Z")
+        .id("x")
+        .received("2026-11-19T10:00:05Z");
+    world.events(&[late]).await;
+    world.night(NIGHT).await;
+    let early = Ev::new("Feature Used", "2026-11-18T23:59:00Z")
+        .id("x")
+        .agent("agent-2")
+        .received("2026-11-18T23:59:30Z");
+    world.events(&[early]).await;
+    world.night(NIGHT).await;
+    let rows = world
+        .query(
+            "SELECT event_time, first_received_at, copies, _agent_id, report_date FROM core.events",
+        )
+        .await;
+    assert_eq!(
+        rows,
+        ["2026-11-18T23:59:00Z|2026-11-18T23:59:30Z|2|agent-2|2026-11-18"]
+    );
+    let days = world
+        .query("SELECT report_date, events FROM reports.company_day WHERE events > 0")
+        .await;
+    assert_eq!(days, ["2026-11-18|1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ties_go_to_the_lowest_agent_epoch_and_sequence() {
+    let world = World::new().await;
+    let copy = |agent: &str| {
+        Ev::new("Feature Used", "2026-11-19T10:00:00Z")
+            .id("x")
+            .agent(agent)
+            .received("2026-11-19T10:00:05Z")
+    };
+    world.events(&[copy("b"), copy("a"), copy("a")]).await;
+    world.night(NIGHT).await;
+    let rows = world
+        .query("SELECT _agent_id, _sequence, copies FROM core.events")
+        .await;
+    assert_eq!(rows, ["a|2|3"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_changed_at_14_00_holds_from_that_microsecond() {
+    let world = World::new().await;
+    world.plan("small", 1000).await;
+    world.plan("big", 3000).await;
+    world.subscribe("s", "big", 5).await;
+    world
+        .sql("INSERT INTO subscription_changes VALUES ('c', 's', '2026-11-19T14:00:00Z', 'small', 'big', 4, 5)")
+        .await;
+    world
+        .events(&[
+            Ev::new("Feature Used", "2026-11-19T13:59:59.999Z"),
+            Ev::new("Feature Used", "2026-11-19T14:00:00.000Z"),
+            Ev::new("Feature Used", "2025-12-31T00:00:00Z"),
+        ])
+        .await;
+    world.night(NIGHT).await;
+    let sql = "SELECT event_time, plan_id_at_event, subscription_status_at_event FROM core.events ORDER BY event_time";
+    let first = world.query(sql).await;
+    assert_eq!(
+        first,
+        [
+            "2025-12-31T00:00:00Z|small|active",
+            "2026-11-19T13:59:59.999Z|small|active",
+            "2026-11-19T14:00:00Z|big|active",
+        ]
+    );
+    let days = world
+        .query("SELECT report_date, plan_id, seats, mrr_minor, mrr_currency FROM reports.company_day ORDER BY report_date DESC LIMIT 2")
+        .await;
+    assert_eq!(
+        days,
+        ["2026-11-19|big|5|15000|USD", "2026-11-18|small|4|4000|USD"]
+    );
+    // A year later the answer is the same.
+    world
+        .clock
+        .set(crate::world::micros("2027-11-20T02:00:00Z"));
+    world.night(NIGHT).await;
+    assert_eq!(world.query(sql).await, first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_belongs_to_the_companys_own_day() {
+    let world = World::new().await;
+    world.company("ny", "America/New_York").await;
+    world.company("kol", "Asia/Kolkata").await;
+    world.company("lh", "Australia/Lord_Howe").await;
+    world.company("odd", "Mars/Phobos").await;
+    let at = |company: &str, time: &str| Ev::new("Feature Used", time).company(company);
+    world
+        .events(&[
+            // New York: UTC-4 until 2026-11-01 06:00 UTC, UTC-5 after.
+            at("ny", "2026-11-01T03:59:59.999Z"),
+            at("ny", "2026-11-01T04:00:00Z"),
+            at("ny", "2026-11-02T04:59:59.999Z"),
+            at("ny", "2026-11-02T05:00:00Z"),
+            // Kolkata: UTC+5:30.
+            at("kol", "2026-11-18T18:29:59.999Z"),
+            at("kol", "2026-11-18T18:30:00Z"),
+            // Lord Howe: UTC+10:30, and UTC+11 from 2026-10-04.
+            at("lh", "2026-10-03T13:29:59.999Z"),
+            at("lh", "2026-10-03T13:30:00Z"),
+            at("lh", "2026-10-04T12:59:59.999Z"),
+            at("lh", "2026-10-04T13:00:00Z"),
+            // An unknown zone is UTC.
+            at("odd", "2026-11-18T23:59:59.999Z"),
+        ])
+        .await;
+    world.night(NIGHT).await;
+    let rows = world
+        .query("SELECT company_id, report_date FROM core.events ORDER BY company_id, event_time")
+        .await;
+    assert_eq!(
+        rows,
+        [
+            "kol|2026-11-18",
+            "kol|2026-11-19",
+            "lh|2026-10-03",
+            "lh|2026-10-04",
+            "lh|2026-10-04",
+            "lh|2026-10-05",
+            "ny|2026-10-31",
+            "ny|2026-11-01",
+            "ny|2026-11-01",
+            "ny|2026-11-02",
+            "odd|2026-11-18",
+        ]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_is_its_latest_state() {
+    let world = World::new().await;
+    world
+        .events(&[
+            Ev::new("Conversation Started", "2026-11-10T10:00:00Z")
+                .of("c")
+                .by("contact_user", "u"),
+            Ev::new("Conversation Started", "2026-11-10T11:00:00Z")
+                .of("c")
+                .by("contact_user", "u")
+                .company("other"),
+        ])
+        .await;
+    world.night(NIGHT).await;
+    world
+        .events(&[Ev::new("Conversation Closed", "2026-11-19T10:00:00Z")
+            .of("c")
+            .by("admin", "a")])
+        .await;
+    world.night(NIGHT).await;
+    let rows = world
+        .query("SELECT company_id, started_at, state, events FROM core.conversations ORDER BY company_id")
+        .await;
+    assert_eq!(
+        rows,
+        [
+            "acme|2026-11-10T10:00:00Z|closed|2",
+            "other|2026-11-10T11:00:00Z|open|1"
+        ]
+    );
+    // Its report row lies on the day it began, nine days before the night.
+    let rows = world
+        .query("SELECT report_date, state FROM reports.conversation WHERE company_id = 'acme'")
+        .await;
+    assert_eq!(rows, ["2026-11-10|closed"]);
+    // An earlier event moves it to another day.
+    world
+        .events(&[Ev::new("Conversation Started", "2026-11-09T10:00:00Z")
+            .of("c")
+            .by("contact_user", "u")])
+        .await;
+    world.night(NIGHT).await;
+    let rows = world
+        .query("SELECT started_at FROM core.conversations WHERE company_id = 'acme'")
+        .await;
+    assert_eq!(rows, ["2026-11-09T10:00:00Z"]);
+}
