@@ -1,0 +1,106 @@
+//! From staged rows to data files: cut, sort, write.
+//!
+//! Place on the path: between a commit's plan and its snapshot; CPU work on a blocking thread.
+//! Promise: rows within a file are sorted by company, event time and message id; a file that no
+//! snapshot refers to is harmless.
+
+use arrow::array::{Array, AsArray, StringArray};
+use arrow::compute::interleave_record_batch;
+use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
+use arrow::error::ArrowError;
+use arrow::record_batch::RecordBatch;
+use headwater_protocol::Sequence;
+use headwater_tables::write::{WriteError, write_batches};
+use headwater_tables::{DataFile, Table};
+
+use crate::staging::event_rows::column;
+
+/// Rows per sorted batch handed to the writer; bounds what is copied at once.
+const ROWS_PER_BATCH: usize = 8192;
+
+/// Why files could not be written; nothing was committed.
+#[derive(Debug, thiserror::Error)]
+pub enum FilesError {
+    /// The rows cannot be sorted.
+    #[error("rows cannot be sorted: {0}")]
+    Sort(#[from] ArrowError),
+    /// The files cannot be written; retry when the store is back.
+    #[error("data files cannot be written: {0}")]
+    Write(#[from] WriteError),
+    /// The sorting thread died.
+    #[error("the thread that sorts rows died: {0}")]
+    Thread(#[from] tokio::task::JoinError),
+}
+
+/// Returns the rows with a sequence above `after`, without copying them. Rows of a batch are in the
+/// order of their sequences.
+pub(crate) fn rows_after(
+    rows: &RecordBatch,
+    sequence_column: usize,
+    after: Sequence,
+) -> RecordBatch {
+    let sequences = rows.column(sequence_column).as_primitive::<Int64Type>();
+    let start = sequences
+        .values()
+        .partition_point(|sequence| sequence.cast_unsigned() <= after);
+    rows.slice(start, rows.num_rows() - start)
+}
+
+/// Writes rows of `raw.events`, sorted.
+pub(crate) async fn write_events(
+    table: &Table,
+    rows: Vec<RecordBatch>,
+) -> Result<Vec<DataFile>, FilesError> {
+    let sorted = tokio::task::spawn_blocking(move || sort_events(&rows)).await??;
+    // Encodes on a blocking thread of its own.
+    Ok(write_batches(table, sorted).await?)
+}
+
+/// Writes rows of `raw.quarantine` in the order they came.
+pub(crate) async fn write_quarantine(
+    table: &Table,
+    rows: Vec<RecordBatch>,
+) -> Result<Vec<DataFile>, FilesError> {
+    Ok(write_batches(table, rows).await?)
+}
+
+/// Sorts the rows of all batches (staged rows of `raw.events`) by company, event time and message id.
+///
+/// # Errors
+/// Only when the batches have different columns.
+pub fn sort_events(batches: &[RecordBatch]) -> Result<Vec<RecordBatch>, ArrowError> {
+    struct Keys<'a> {
+        company: &'a StringArray,
+        time: &'a [i64],
+        message: &'a StringArray,
+    }
+    let keys: Vec<Keys<'_>> = batches
+        .iter()
+        .map(|batch| Keys {
+            company: batch.column(column::COMPANY_ID).as_string(),
+            time: batch
+                .column(column::EVENT_TIME)
+                .as_primitive::<TimestampMicrosecondType>()
+                .values(),
+            message: batch.column(column::MESSAGE_ID).as_string(),
+        })
+        .collect();
+    let mut order: Vec<(usize, usize)> = keys
+        .iter()
+        .enumerate()
+        .flat_map(|(batch, keys)| (0..keys.company.len()).map(move |row| (batch, row)))
+        .collect();
+    order.sort_unstable_by_key(|&(batch, row)| {
+        let keys = &keys[batch];
+        (
+            keys.company.value(row),
+            keys.time[row],
+            keys.message.value(row),
+        )
+    });
+    let batches: Vec<&RecordBatch> = batches.iter().collect();
+    order
+        .chunks(ROWS_PER_BATCH)
+        .map(|order| interleave_record_batch(&batches, order))
+        .collect()
+}

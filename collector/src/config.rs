@@ -1,0 +1,305 @@
+//! Settings of the collector: values with defaults, checked once by [`Config::validate`].
+//!
+//! Not on an event's path. Promise: every queue, body, wait and retry of the collector has its bound
+//! here; `deploy/config/collector.toml` shows them all.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use headwater_protocol::Limits;
+use headwater_service::config::ConfigError;
+use headwater_service::logging::LogConfig;
+use headwater_service::tls::TlsFiles;
+use headwater_tables::CatalogConfig;
+use serde::Deserialize;
+
+/// The whole configuration. Only `[tls]` has no default.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where agents connect.
+    #[serde(default)]
+    pub quic: QuicConfig,
+    /// Where metrics and health are served.
+    #[serde(default)]
+    pub admin: AdminConfig,
+    /// The collector's certificate and the CA that signs agents.
+    pub tls: TlsFiles,
+    /// The catalog and the warehouse that events are committed to.
+    #[serde(default)]
+    pub catalog: CatalogConfig,
+    /// When and how to commit.
+    #[serde(default)]
+    pub commit: CommitConfig,
+    /// Bounds on what agents may send.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+    /// Logs.
+    #[serde(default)]
+    pub log: LogConfig,
+}
+
+/// The `[quic]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QuicConfig {
+    /// UDP address to listen on. Default `127.0.0.1:7080`: loopback, until told otherwise.
+    pub listen: SocketAddr,
+    /// Most agents connected at once; more are refused. Default 1024. Times
+    /// `stream_window_bytes * (batches_in_flight_max + 1)` it bounds the memory of unread bytes.
+    pub sessions_max: usize,
+    /// A connection without any packet for this long is dropped. Default 30000 ms: three lost
+    /// keep-alives. Lower drops agents on short outages; higher keeps dead ones longer.
+    pub idle_timeout_ms: u64,
+    /// Time between keep-alives. Default 10000 ms: keeps NAT entries alive. Must be below half of
+    /// the idle timeout.
+    pub keep_alive_ms: u64,
+    /// Time for an agent to say Hello. Default 5000 ms.
+    pub hello_timeout_ms: u64,
+    /// Unread bytes per stream. Default 2 MiB: 100 Mbit/s at 160 ms. Lower slows agents that are far
+    /// away; higher costs memory per agent.
+    pub stream_window_bytes: u32,
+    /// Lets the kernel cut packets (GSO). Default true; switch it off where a network card or a
+    /// container answers EIO.
+    pub segmentation_offload: bool,
+}
+
+impl Default for QuicConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7080)),
+            sessions_max: 1024,
+            idle_timeout_ms: 30_000,
+            keep_alive_ms: 10_000,
+            hello_timeout_ms: 5_000,
+            stream_window_bytes: 2 * 1024 * 1024,
+            segmentation_offload: true,
+        }
+    }
+}
+
+/// The `[admin]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdminConfig {
+    /// TCP address of `/metrics`, `/healthz` and `/readyz`. Default `127.0.0.1:7081`.
+    pub listen: SocketAddr,
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7081)),
+        }
+    }
+}
+
+/// The `[commit]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CommitConfig {
+    /// Shortest time between the starts of two commits. Default 5000 ms: events are queryable within
+    /// about ten seconds. Lower makes more and smaller files; higher delays acks and fills buffers.
+    pub interval_ms: u64,
+    /// Staged bytes (uncompressed bodies) that start a commit before the interval is over. Default
+    /// 64 MiB.
+    pub staged_bytes: u64,
+    /// First wait after a commit that did not succeed; doubles up to `retry_max_ms`, with jitter.
+    /// Default 100 ms.
+    pub retry_min_ms: u64,
+    /// Longest wait between attempts. Default 10000 ms.
+    pub retry_max_ms: u64,
+    /// Time for a graceful stop: commit what is staged, answer, close. Default 10000 ms. What is not
+    /// committed by then stays in the agents' buffers.
+    pub stop_within_ms: u64,
+    /// Failed attempts in a row after which `/readyz` says no. Default 3.
+    pub failures_not_ready: u32,
+    /// Age of the oldest staged batch above which `/readyz` says no. Default 60000 ms.
+    pub staged_age_max_ms: u64,
+}
+
+impl Default for CommitConfig {
+    fn default() -> Self {
+        Self {
+            interval_ms: 5_000,
+            staged_bytes: 64 * 1024 * 1024,
+            retry_min_ms: 100,
+            retry_max_ms: 10_000,
+            stop_within_ms: 10_000,
+            failures_not_ready: 3,
+            staged_age_max_ms: 60_000,
+        }
+    }
+}
+
+/// The `[limits]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Largest uncompressed body of a batch; agents are told in Welcome. Default 8 MiB.
+    pub batch_bytes_max: u32,
+    /// Most events in a batch; agents are told in Welcome. Default 10000.
+    pub batch_events_max: u32,
+    /// Most batches of one agent without an answer; agents are told in Welcome. Default 8. More
+    /// help agents with a long round trip and cost memory per agent.
+    pub batches_in_flight_max: u32,
+    /// Uncompressed bytes of batches that are staged and not committed, of all agents. Default
+    /// 256 MiB. When it is reached, no further body is read, which slows the agents down; nothing is
+    /// lost. The process takes up to four times as much memory.
+    pub staged_bytes_max: u32,
+    /// How long a batch that came too early waits for the one before it. Default 2000 ms.
+    pub park_ms: u64,
+    /// Time for a body to arrive once it is read. Default 30000 ms.
+    pub body_timeout_ms: u64,
+    /// Wait that a Retry asks of the agent. Default 1000 ms.
+    pub retry_after_ms: u64,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            batch_bytes_max: 8 * 1024 * 1024,
+            batch_events_max: 10_000,
+            batches_in_flight_max: 8,
+            staged_bytes_max: 256 * 1024 * 1024,
+            park_ms: 2_000,
+            body_timeout_ms: 30_000,
+            retry_after_ms: 1_000,
+        }
+    }
+}
+
+impl LimitsConfig {
+    /// Returns what agents are told.
+    pub(crate) fn on_the_wire(&self) -> Limits {
+        Limits {
+            batch_bytes_max: u64::from(self.batch_bytes_max),
+            batch_events_max: self.batch_events_max,
+            batches_in_flight_max: self.batches_in_flight_max,
+        }
+    }
+
+    pub(crate) fn park(&self) -> Duration {
+        Duration::from_millis(self.park_ms)
+    }
+
+    pub(crate) fn body_timeout(&self) -> Duration {
+        Duration::from_millis(self.body_timeout_ms)
+    }
+}
+
+impl Config {
+    /// Checks that the values fit together.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] names the first key at fault and what would be right.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let Self {
+            quic,
+            commit,
+            limits,
+            ..
+        } = self;
+        let rules = [
+            (
+                "quic.sessions_max",
+                quic.sessions_max > 0,
+                "must be at least 1",
+            ),
+            (
+                "quic.keep_alive_ms",
+                quic.keep_alive_ms > 0
+                    && quic.keep_alive_ms.saturating_mul(2) < quic.idle_timeout_ms,
+                "must be above 0 and below half of quic.idle_timeout_ms",
+            ),
+            (
+                "quic.stream_window_bytes",
+                quic.stream_window_bytes >= 16 * 1024,
+                "must be at least 16384",
+            ),
+            (
+                "commit.interval_ms",
+                commit.interval_ms <= 600_000,
+                "must be at most 600000: agents keep everything that is not committed",
+            ),
+            (
+                "commit.retry_min_ms",
+                commit.retry_min_ms > 0 && commit.retry_min_ms <= commit.retry_max_ms,
+                "must be above 0 and at most commit.retry_max_ms",
+            ),
+            (
+                "limits.batch_bytes_max",
+                (1024..=256 * 1024 * 1024).contains(&limits.batch_bytes_max),
+                "must be from 1024 to 268435456",
+            ),
+            (
+                "limits.batch_events_max",
+                limits.batch_events_max > 0,
+                "must be at least 1",
+            ),
+            (
+                "limits.batches_in_flight_max",
+                (1..=256).contains(&limits.batches_in_flight_max),
+                "must be from 1 to 256",
+            ),
+            (
+                "limits.staged_bytes_max",
+                limits.staged_bytes_max >= limits.batch_bytes_max,
+                "must be at least limits.batch_bytes_max, or the largest batch never fits",
+            ),
+        ];
+        for (key, holds, message) in rules {
+            if !holds {
+                return Err(ConfigError::Value {
+                    key,
+                    message: message.to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TLS: &str = "[tls]\ncertificate = 'c'\nkey = 'k'\nca = 'ca'\n";
+
+    #[test]
+    fn defaults_are_valid() {
+        toml::from_str::<Config>(TLS).unwrap().validate().unwrap();
+    }
+
+    #[test]
+    fn values_that_do_not_fit_are_named() {
+        let cases = [
+            ("[quic]\nkeep_alive_ms = 20000\n", "quic.keep_alive_ms"),
+            ("[quic]\nsessions_max = 0\n", "quic.sessions_max"),
+            ("[commit]\nretry_min_ms = 0\n", "commit.retry_min_ms"),
+            (
+                "[limits]\nstaged_bytes_max = 2048\n",
+                "limits.staged_bytes_max",
+            ),
+        ];
+        for (text, key) in cases {
+            let config: Config = toml::from_str(&format!("{TLS}{text}")).unwrap();
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_example_shows_every_default() {
+        let text = include_str!("../../deploy/config/collector.toml");
+        let example: Config = toml::from_str(text).unwrap();
+        example.validate().unwrap();
+        let defaults: Config = toml::from_str(TLS).unwrap();
+        let without_tls = |config: &Config| {
+            let mut config = config.clone();
+            config.tls = defaults.tls.clone();
+            format!("{config:?}")
+        };
+        assert_eq!(without_tls(&example), without_tls(&defaults));
+    }
+}

@@ -1,0 +1,388 @@
+//! One batch stream: header → admission → body → staging → wait for the commit → answer.
+//!
+//! Place on the path: between a session and the committer. Promises: **EO-2** Ack is sent only after
+//! the ledger says that the batch's last sequence is committed; every batch whose connection lives
+//! gets exactly one answer; a body is read only when there is room for it among the staged bytes, so
+//! that QUIC's flow control slows the agent down.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use headwater_protocol::frame;
+use headwater_protocol::{AgentId, BatchHeader, BatchReply, Epoch, Limits, Sequence};
+use quinn::{Connection, ReadToEndError, RecvStream, SendStream};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
+
+use crate::Shared;
+use crate::admission::Span;
+use crate::commit::{self, Memory, StagedBatch};
+use crate::ledger::{Admitted, Entry, Outcome, Turn};
+use crate::metrics as names;
+use crate::session::{key, read_frame};
+use crate::staging::{self, BatchOrigin, Rows, StageError};
+
+/// Epochs of one agent that a session may speak of. An agent has one; two while it moves on.
+const EPOCHS_MAX: usize = 8;
+
+/// Longest wait for the peer to take an answer.
+const ANSWER_WAIT: Duration = Duration::from_secs(5);
+
+/// The batches of one session.
+pub(crate) struct Intake {
+    shared: Arc<Shared>,
+    agent: AgentId,
+    connection: Connection,
+    epochs: tokio::sync::Mutex<HashMap<Epoch, Entry>>,
+}
+
+/// How a batch left admission and staging.
+enum Admission {
+    /// It is staged or was before: answer when it is committed.
+    Wait {
+        entry: Entry,
+        resets: u64,
+        last: Sequence,
+    },
+    /// Answer now.
+    Answer(BatchReply),
+}
+
+impl Intake {
+    pub(crate) fn new(shared: Arc<Shared>, agent: AgentId, connection: Connection) -> Self {
+        Self {
+            shared,
+            agent,
+            connection,
+            epochs: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Returns the ledger entry of `epoch`, with the table's watermark at its first use. The error
+    /// is one line for the agent's log.
+    pub(crate) async fn epoch(&self, epoch: Epoch) -> Result<Entry, String> {
+        let mut epochs = self.epochs.lock().await;
+        if let Some(entry) = epochs.get(&epoch) {
+            return Ok(entry.clone());
+        }
+        if epochs.len() >= EPOCHS_MAX {
+            return Err(format!("more than {EPOCHS_MAX} epochs in one session"));
+        }
+        let key = key(&self.agent, epoch)?;
+        let committed = commit::committed(&self.shared.catalog, &key)
+            .await
+            .map_err(|error| {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "watermark not read"
+                );
+                "the catalog cannot be read now".to_owned()
+            })?;
+        let entry = self.shared.ledger.open(&key, committed);
+        epochs.insert(epoch, entry.clone());
+        Ok(entry)
+    }
+
+    /// Serves one batch stream to its end.
+    pub(crate) async fn batch(&self, send: SendStream, mut recv: RecvStream) {
+        let reply = tokio::select! {
+            reply = self.reply(&mut recv) => Some(reply),
+            _ = self.connection.closed() => None,
+            () = self.shared.killed.cancelled() => None,
+        };
+        let outcome = match &reply {
+            Some(BatchReply::Ack { .. }) => "ack",
+            Some(BatchReply::Retry { .. }) => "retry",
+            Some(BatchReply::Refused { reason }) => {
+                tracing::warn!(agent_id = %self.agent, reason, "batch refused");
+                "refused"
+            }
+            None => "dropped",
+        };
+        metrics::counter!(names::BATCHES, "outcome" => outcome).increment(1);
+        if let Some(reply) = reply {
+            self.answer(send, recv, &reply).await;
+        }
+    }
+
+    /// Sends the answer. What the agent still sends of the body is read and thrown away, because an
+    /// agent may look for the answer only after its last byte.
+    async fn answer(&self, mut send: SendStream, mut recv: RecvStream, reply: &BatchReply) {
+        let message = frame::encode(reply);
+        let rest = self.body_bytes_max(u64::from(self.shared.config.limits.batch_bytes_max));
+        let sent = async {
+            let written = send.write_all(&message).await.is_ok() && send.finish().is_ok();
+            // `stopped` resolves when the peer has everything.
+            written && send.stopped().await.is_ok()
+        };
+        let both = async { tokio::join!(sent, discard(&mut recv, rest)) };
+        if timeout(ANSWER_WAIT, both).await.is_err() {
+            tracing::debug!(agent_id = %self.agent, "the agent did not take the answer in time");
+        }
+    }
+
+    async fn reply(&self, recv: &mut RecvStream) -> BatchReply {
+        let admitting = self.shared.admitting.token();
+        let admission = tokio::select! {
+            admission = self.admit(recv) => admission,
+            () = self.shared.stopping.cancelled() => {
+                Ok(Admission::Answer(self.retry("the collector stops")))
+            }
+        };
+        drop(admitting);
+        let (entry, resets, last) = match admission {
+            Ok(Admission::Answer(reply)) | Err(reply) => return reply,
+            Ok(Admission::Wait {
+                entry,
+                resets,
+                last,
+            }) => (entry, resets, last),
+        };
+        let outcome = tokio::select! {
+            outcome = entry.until_committed(last, resets) => outcome,
+            () = self.shared.abandoned.cancelled() => Outcome::GivenUp,
+        };
+        match outcome {
+            Outcome::Committed(committed) => {
+                debug_assert!(committed.through >= last, "EO-2");
+                BatchReply::Ack {
+                    committed_through: committed.through,
+                    snapshot_id: committed.snapshot_id,
+                }
+            }
+            Outcome::GivenUp => self.retry("the batch was not committed"),
+        }
+    }
+
+    fn retry(&self, reason: &str) -> BatchReply {
+        BatchReply::Retry {
+            after_ms: self.shared.config.limits.retry_after_ms,
+            reason: reason.to_owned(),
+        }
+    }
+
+    /// Takes the batch up to its place in the committer's queue.
+    async fn admit(&self, recv: &mut RecvStream) -> Result<Admission, BatchReply> {
+        let limits = &self.shared.config.limits;
+        let header: BatchHeader = timeout(limits.body_timeout(), read_frame(recv))
+            .await
+            .map_err(|_| self.retry("the header did not come in time"))?
+            .map_err(|error| refused(format!("batch header: {error}")))?;
+        let span = check(&header, &limits.on_the_wire()).map_err(refused)?;
+        let entry = self
+            .epoch(header.epoch)
+            .await
+            .map_err(|reason| self.retry(&reason))?;
+        let resets = entry.resets();
+        let parked = names::Held::new(names::PARKED_BATCHES, 1.0);
+        let admitted = entry.turn(span, limits.park()).await;
+        drop(parked);
+        match admitted {
+            Admitted::Duplicate => {
+                metrics::counter!(names::EVENTS_DUPLICATE).increment(u64::from(header.count));
+            }
+            Admitted::Gap { expected } => {
+                return Ok(Admission::Answer(self.retry(&format!(
+                    "sequence `{expected}` comes first, not `{}`",
+                    span.first
+                ))));
+            }
+            Admitted::Turn(turn) => self.stage(recv, &header, span, turn).await?,
+        }
+        Ok(Admission::Wait {
+            entry,
+            resets,
+            last: span.last,
+        })
+    }
+
+    /// Reads and stages the body of the batch whose turn it is.
+    async fn stage(
+        &self,
+        recv: &mut RecvStream,
+        header: &BatchHeader,
+        span: Span,
+        turn: Turn,
+    ) -> Result<(), BatchReply> {
+        let memory = self.reserve(header.body_bytes).await?;
+        let body = self.body(recv, header).await?;
+        metrics::counter!(names::RECEIVED_BYTES).increment(body.len() as u64);
+        let from = turn.next_sequence().max(span.first);
+        let rows = self.rows(header, from, body).await?;
+        let queue = self.shared.queue.reserve().await;
+        let queue = queue.map_err(|_| self.retry("the collector stops"))?;
+        let batch = StagedBatch {
+            key: key(&self.agent, header.epoch).map_err(refused)?,
+            span: Span {
+                first: from,
+                last: span.last,
+            },
+            rows,
+            staged_at: Instant::now(),
+            memory,
+        };
+        if turn.stage(from, span.last, || queue.send(batch)) {
+            metrics::counter!(names::EVENTS_STAGED).increment(span.last + 1 - from);
+            metrics::counter!(names::EVENTS_DUPLICATE).increment(from - span.first);
+            Ok(())
+        } else {
+            Err(self.retry("a batch before this one was given up"))
+        }
+    }
+
+    /// Waits for room among the staged bytes; meanwhile nothing is read from the agent.
+    async fn reserve(&self, bytes: u64) -> Result<Memory, BatchReply> {
+        let permits = u32::try_from(bytes).map_err(|_| refused("body too long".to_owned()))?;
+        let budget = Arc::clone(&self.shared.budget);
+        let permit = budget.acquire_many_owned(permits).await;
+        let permit = permit.map_err(|_| self.retry("the collector stops"))?;
+        Ok(Memory {
+            bytes,
+            _permit: permit,
+            _gauge: names::Held::new(names::STAGED_BYTES, f64::from(permits)),
+        })
+    }
+
+    /// Room for zstd's worst case.
+    fn body_bytes_max(&self, uncompressed: u64) -> usize {
+        usize::try_from(uncompressed + uncompressed / 128 + 512).unwrap_or(usize::MAX)
+    }
+
+    async fn body(
+        &self,
+        recv: &mut RecvStream,
+        header: &BatchHeader,
+    ) -> Result<Vec<u8>, BatchReply> {
+        let bytes_max = self.body_bytes_max(header.body_bytes);
+        let bound = self.shared.config.limits.body_timeout();
+        match timeout(bound, recv.read_to_end(bytes_max)).await {
+            Ok(Ok(body)) => Ok(body),
+            Ok(Err(ReadToEndError::TooLong)) => Err(refused(format!(
+                "compressed body is longer than `{bytes_max}` bytes"
+            ))),
+            Ok(Err(ReadToEndError::Read(_))) => Err(self.retry("the body was cut off")),
+            Err(_) => Err(self.retry("the body did not come in time")),
+        }
+    }
+
+    /// Turns the body into rows on a blocking thread, at most one per core.
+    async fn rows(
+        &self,
+        header: &BatchHeader,
+        from: Sequence,
+        body: Vec<u8>,
+    ) -> Result<Rows, BatchReply> {
+        let started = Instant::now();
+        let core = self.shared.cores.acquire().await;
+        let origin = BatchOrigin::new(
+            self.agent.clone(),
+            header.epoch,
+            header,
+            self.shared.clock.now(),
+        );
+        let header = header.clone();
+        let skews = Arc::clone(&self.shared.skews);
+        let staging = tokio::task::spawn_blocking(move || {
+            staging::stage(&origin, &header, from, &body, &skews)
+        });
+        let staged = staging.await;
+        drop(core);
+        metrics::histogram!(names::STAGE_SECONDS).record(started.elapsed().as_secs_f64());
+        match staged {
+            Ok(Ok(rows)) => Ok(rows),
+            Ok(Err(StageError::Body(error))) => Err(refused(error.to_string())),
+            Ok(Err(error)) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "batch not staged");
+                Err(self.retry("the batch cannot be staged"))
+            }
+            Err(error) => {
+                tracing::error!(%error, "staging died");
+                Err(self.retry("the batch cannot be staged"))
+            }
+        }
+    }
+}
+
+fn refused(reason: String) -> BatchReply {
+    BatchReply::Refused { reason }
+}
+
+/// Reads and forgets at most `bytes_max` bytes.
+async fn discard(recv: &mut RecvStream, mut bytes_max: usize) {
+    while let Ok(Some(chunk)) = recv.read_chunk(64 * 1024, false).await {
+        let Some(left) = bytes_max.checked_sub(chunk.bytes.len()) else {
+            // Already stopped is as good.
+            recv.stop(0u8.into()).ok();
+            return;
+        };
+        bytes_max = left;
+    }
+}
+
+/// Checks a header against the protocol and the limits.
+fn check(header: &BatchHeader, limits: &Limits) -> Result<Span, String> {
+    let last = header
+        .first_sequence
+        .checked_add(u64::from(header.count))
+        .map(|end| end.saturating_sub(1))
+        .filter(|last| i64::try_from(*last).is_ok());
+    let last = last.ok_or("the last sequence does not fit the tables")?;
+    if header.first_sequence == 0 {
+        Err("sequences begin at `1`".to_owned())
+    } else if header.count == 0 {
+        Err("a batch holds at least `1` event".to_owned())
+    } else if header.count > limits.batch_events_max {
+        Err(format!(
+            "`{}` events are above the limit of `{}`",
+            header.count, limits.batch_events_max
+        ))
+    } else if header.body_bytes > limits.batch_bytes_max {
+        Err(format!(
+            "body of `{}` bytes is above the limit of `{}`",
+            header.body_bytes, limits.batch_bytes_max
+        ))
+    } else {
+        Ok(Span {
+            first: header.first_sequence,
+            last,
+        })
+    }
+}
+
+/// Bounds how many bodies are turned into rows at once.
+pub(crate) fn cores() -> Semaphore {
+    Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use headwater_protocol::Codec;
+
+    #[test]
+    fn headers_beyond_the_limits_are_refused() {
+        let limits = Limits {
+            batch_bytes_max: 100,
+            batch_events_max: 10,
+            batches_in_flight_max: 1,
+        };
+        let span = |first_sequence, count, body_bytes| {
+            let header = BatchHeader {
+                epoch: 1,
+                first_sequence,
+                count,
+                codec: Codec::Zstd,
+                body_bytes,
+            };
+            check(&header, &limits).ok().map(|it| (it.first, it.last))
+        };
+        assert_eq!(span(1, 10, 100), Some((1, 10)));
+        assert_eq!(span(0, 1, 1), None);
+        assert_eq!(span(1, 0, 1), None);
+        assert_eq!(span(1, 11, 1), None);
+        assert_eq!(span(1, 1, 101), None);
+        assert_eq!(span(i64::MAX as u64, 2, 1), None);
+        assert_eq!(span(u64::MAX, 2, 1), None);
+    }
+}

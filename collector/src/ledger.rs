@@ -1,0 +1,328 @@
+//! The ledger: how far each epoch of each agent has come, and whose turn it is to be staged.
+//!
+//! Place on the path: batch streams ask it for their turn (early ones wait in it, with only their
+//! header read), the committer raises it after each commit, which wakes every stream that waits for
+//! its ack. Promise: batches of one epoch are staged one after the other in sequence order, whatever
+//! order their streams arrive in. It is a cache of the table's watermark and may be lost at any time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use headwater_protocol::{AgentId, Epoch, Sequence};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::admission::{Admission, Position, Span, decide};
+
+/// One epoch of one agent.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Key {
+    pub(crate) agent: AgentId,
+    pub(crate) epoch: Epoch,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct State {
+    position: Position,
+    /// Snapshot of `raw.events` in which `position.committed` was read.
+    snapshot_id: i64,
+    /// A batch has the turn.
+    busy: bool,
+    /// How often staged batches were given up; those who wait for one of them must retry.
+    resets: u64,
+}
+
+/// What the table says about an epoch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Committed {
+    pub(crate) through: Sequence,
+    pub(crate) snapshot_id: i64,
+}
+
+/// All epochs that a session or a staged batch is interested in.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    entries: Mutex<HashMap<Key, Arc<watch::Sender<State>>>>,
+}
+
+impl Ledger {
+    /// Returns the entry of `key`, raised to what the table says.
+    pub(crate) fn open(&self, key: &Key, table: Committed) -> Entry {
+        let state = Arc::clone(self.entries.lock().entry(key.clone()).or_default());
+        let entry = Entry { state };
+        entry.raise(table);
+        entry
+    }
+
+    /// Raises every known epoch to `watermark(key)` after a new head was read, and forgets the
+    /// epochs that nobody uses.
+    pub(crate) fn raise_all(&self, snapshot_id: i64, watermark: impl Fn(&Key) -> Sequence) {
+        self.entries.lock().retain(|key, state| {
+            let entry = Entry {
+                state: Arc::clone(state),
+            };
+            entry.raise(Committed {
+                through: watermark(key),
+                snapshot_id,
+            });
+            let position = state.borrow().position;
+            // Two: the map's and the one of this loop.
+            Arc::strong_count(state) > 2 || position.staged > position.committed
+        });
+    }
+
+    /// Gives up what is staged of `key`: its senders are told to retry.
+    pub(crate) fn reset(&self, key: &Key) {
+        if let Some(state) = self.entries.lock().get(key) {
+            state.send_modify(|state| {
+                state.position.staged = state.position.committed;
+                state.resets += 1;
+            });
+        }
+    }
+}
+
+/// One epoch's place in the ledger.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    state: Arc<watch::Sender<State>>,
+}
+
+/// What became of a wish to be staged.
+#[derive(Debug)]
+pub(crate) enum Admitted {
+    /// It is this batch's turn.
+    Turn(Turn),
+    /// Staged or committed already.
+    Duplicate,
+    /// The batch before it did not come in time.
+    Gap {
+        /// The sequence that was missing.
+        expected: Sequence,
+    },
+}
+
+/// How the wait for a commit ended.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Committed(Committed),
+    GivenUp,
+}
+
+impl Entry {
+    /// Returns what is known to be committed.
+    pub(crate) fn committed(&self) -> Committed {
+        let state = self.state.borrow();
+        Committed {
+            through: state.position.committed,
+            snapshot_id: state.snapshot_id,
+        }
+    }
+
+    /// Returns how often staged batches were given up; see [`Entry::until_committed`].
+    pub(crate) fn resets(&self) -> u64 {
+        self.state.borrow().resets
+    }
+
+    fn raise(&self, table: Committed) {
+        self.state.send_if_modified(|state| {
+            let raised = state.position.raised(table.through);
+            let changed = raised != state.position || state.snapshot_id == 0;
+            if changed {
+                state.position = raised;
+                state.snapshot_id = table.snapshot_id;
+            }
+            changed
+        });
+    }
+
+    /// Waits until it is the turn of `span`. An early batch waits at most `park` without any
+    /// progress before it; one whose predecessor is being read waits as long as that takes.
+    /// Cancellation safe.
+    pub(crate) async fn turn(&self, span: Span, park: Duration) -> Admitted {
+        let mut changes = self.state.subscribe();
+        loop {
+            changes.mark_unchanged();
+            let (admission, busy) = self.try_turn(span);
+            match admission {
+                Admission::Duplicate => return Admitted::Duplicate,
+                Admission::New | Admission::Overlap { .. } if !busy => {
+                    return Admitted::Turn(Turn {
+                        entry: self.clone(),
+                    });
+                }
+                Admission::Gap { expected } if !busy => {
+                    if tokio::time::timeout(park, changes.changed()).await.is_err() {
+                        return Admitted::Gap { expected };
+                    }
+                }
+                // The sender lives in `self`, so waiting cannot fail.
+                _ => changes.changed().await.unwrap_or(()),
+            }
+        }
+    }
+
+    /// Takes the turn when `span` is next and nobody has it; returns the decision and whether
+    /// somebody else has the turn.
+    fn try_turn(&self, span: Span) -> (Admission, bool) {
+        let mut seen = (Admission::Duplicate, false);
+        self.state.send_if_modified(|state| {
+            let admission = decide(state.position, span);
+            seen = (admission, state.busy);
+            if matches!(admission, Admission::New | Admission::Overlap { .. }) {
+                // Not a change that anybody waits for: no wake-up.
+                state.busy = true;
+            }
+            false
+        });
+        seen
+    }
+
+    /// Waits until `through` is committed, or until staged batches are given up after `resets` was
+    /// read. Cancellation safe.
+    pub(crate) async fn until_committed(&self, through: Sequence, resets: u64) -> Outcome {
+        let mut changes = self.state.subscribe();
+        let state = changes
+            .wait_for(|state| state.position.committed >= through || state.resets != resets)
+            .await
+            .map(|state| *state);
+        match state {
+            Ok(state) if state.position.committed >= through => Outcome::Committed(Committed {
+                through: state.position.committed,
+                snapshot_id: state.snapshot_id,
+            }),
+            _ => Outcome::GivenUp,
+        }
+    }
+}
+
+/// The right to stage the next batch of an epoch; dropping it passes the right on.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    entry: Entry,
+}
+
+impl Turn {
+    /// Returns the first sequence that is not staged yet.
+    pub(crate) fn next_sequence(&self) -> Sequence {
+        self.entry.state.borrow().position.staged.saturating_add(1)
+    }
+
+    /// Moves the staged position to `last` if `from` still continues it, calling `enqueue` under the
+    /// same lock, so that the committer's queue has the order of the sequences. Returns whether the
+    /// batch is staged or committed now (another collector may have come first meanwhile).
+    pub(crate) fn stage(self, from: Sequence, last: Sequence, enqueue: impl FnOnce()) -> bool {
+        let mut staged = true;
+        self.entry.state.send_if_modified(|state| {
+            match decide(state.position, Span { first: from, last }) {
+                Admission::New | Admission::Overlap { .. } => {
+                    enqueue();
+                    state.position.staged = last;
+                }
+                Admission::Duplicate => {}
+                Admission::Gap { .. } => staged = false,
+            }
+            false
+        });
+        staged
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.entry.state.send_modify(|state| state.busy = false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(ledger: &Ledger, through: Sequence) -> (Key, Entry) {
+        let key = Key {
+            agent: "a".parse().unwrap(),
+            epoch: 1,
+        };
+        let entry = ledger.open(
+            &key,
+            Committed {
+                through,
+                snapshot_id: 7,
+            },
+        );
+        (key, entry)
+    }
+
+    fn span(first: u64, last: u64) -> Span {
+        Span { first, last }
+    }
+
+    #[tokio::test]
+    async fn early_batches_get_their_turn_in_sequence_order() {
+        let (_, entry) = entry(&Ledger::default(), 0);
+        let early = tokio::spawn({
+            let entry = entry.clone();
+            async move { entry.turn(span(3, 4), Duration::from_secs(60)).await }
+        });
+        let Admitted::Turn(turn) = entry.turn(span(1, 2), Duration::ZERO).await else {
+            panic!("the first batch is next");
+        };
+        assert!(turn.stage(1, 2, || {}));
+        let Admitted::Turn(turn) = early.await.unwrap() else {
+            panic!("its turn has come");
+        };
+        assert_eq!(turn.next_sequence(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_dropped_turn_passes_on_without_moving() {
+        let (_, entry) = entry(&Ledger::default(), 0);
+        let first = entry.turn(span(1, 2), Duration::ZERO).await;
+        drop(first);
+        assert!(matches!(
+            entry.turn(span(1, 2), Duration::ZERO).await,
+            Admitted::Turn(_)
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_gap_ends_after_the_park_time() {
+        let (_, entry) = entry(&Ledger::default(), 4);
+        assert!(matches!(
+            entry.turn(span(9, 9), Duration::ZERO).await,
+            Admitted::Gap { expected: 5 }
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_reset_tells_waiters_to_retry() {
+        let ledger = Ledger::default();
+        let (key, entry) = entry(&ledger, 0);
+        let resets = entry.resets();
+        let Admitted::Turn(turn) = entry.turn(span(1, 2), Duration::ZERO).await else {
+            panic!("the first batch is next");
+        };
+        assert!(turn.stage(1, 2, || {}));
+        ledger.reset(&key);
+        assert!(matches!(
+            entry.until_committed(2, resets).await,
+            Outcome::GivenUp
+        ));
+    }
+
+    #[tokio::test]
+    async fn unused_epochs_are_forgotten_and_staged_ones_kept() {
+        let ledger = Ledger::default();
+        let (_, first) = entry(&ledger, 0);
+        let Admitted::Turn(turn) = first.turn(span(1, 2), Duration::ZERO).await else {
+            panic!("the first batch is next");
+        };
+        assert!(turn.stage(1, 2, || {}));
+        drop(first);
+        ledger.raise_all(8, |_| 0);
+        assert_eq!(ledger.entries.lock().len(), 1);
+        ledger.raise_all(9, |_| 2);
+        assert_eq!(ledger.entries.lock().len(), 0);
+    }
+}

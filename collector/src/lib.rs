@@ -1,0 +1,356 @@
+//! The collector: receives batches from agents over QUIC and commits them to Iceberg exactly once.
+//!
+//! An event's path through this crate, file by file:
+//!
+//! ```text
+//! session    QUIC, mutual TLS, Hello → Welcome
+//! intake     one stream per batch: header, turn, body, answer
+//!  admission   new, duplicate, overlap or gap (pure)
+//!  ledger      how far each agent has come; early batches wait here for their turn
+//! staging    records → events → Arrow rows of raw.events and raw.quarantine
+//! commit     everything staged → one snapshot with rows and watermarks → read back → acks
+//! ```
+//!
+//! Promise: the collector keeps nothing on disk. An ack means "committed to Iceberg and read back"
+//! (EO-2), so a collector that dies loses nothing and any other can take over at any moment.
+
+pub mod admission;
+pub mod commit;
+pub mod config;
+mod intake;
+mod ledger;
+pub mod metrics;
+mod readiness;
+mod session;
+pub mod staging;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use headwater_service::admin::{self, ListenError};
+use headwater_service::clock::SharedClock;
+use headwater_service::tls::{self, TlsError};
+use headwater_tables::{Catalog, CatalogError, schema};
+use quinn::Endpoint;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use commit::{CommitHook, Committer, Killed, NoHook, StagedBatch};
+pub use config::Config;
+use ledger::Ledger;
+use readiness::Readiness;
+use session::Sessions;
+use staging::skew::SkewMemory;
+
+/// Batches between staging and the committer; their bytes are bounded apart.
+const QUEUE_BATCHES: usize = 1024;
+
+/// Longest wait for peers to learn of the close.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
+
+/// Why the collector cannot start. None is worth a retry before something is changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Certificates or keys.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The catalog or its tables.
+    #[error("cannot open the catalog `{uri}`: {source}; check the [catalog] section")]
+    Catalog {
+        /// Where the catalog is.
+        uri: String,
+        /// What it said.
+        #[source]
+        source: CatalogError,
+    },
+    /// An address is taken or not allowed.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+}
+
+/// Why a running collector ended other than by its stop token. Nothing that was acked is lost.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A fault hook ended it.
+    #[error(transparent)]
+    Killed(#[from] Killed),
+    /// A task died.
+    #[error("the {task} task died: {source}; restart the collector")]
+    Died {
+        /// Which one.
+        task: &'static str,
+        /// How.
+        #[source]
+        source: tokio::task::JoinError,
+    },
+    /// A task ended although nobody asked it to.
+    #[error("the {task} task ended by itself; restart the collector")]
+    Ended {
+        /// Which one.
+        task: &'static str,
+    },
+    /// The admin endpoint failed.
+    #[error("the admin endpoint failed: {0}")]
+    Admin(#[source] std::io::Error),
+}
+
+/// What all sessions share.
+struct Shared {
+    config: Config,
+    catalog: Catalog,
+    clock: SharedClock,
+    ledger: Arc<Ledger>,
+    sessions: Sessions,
+    skews: Arc<SkewMemory>,
+    /// Staged bytes that are left.
+    budget: Arc<Semaphore>,
+    cores: Semaphore,
+    queue: mpsc::Sender<StagedBatch>,
+    /// Streams between their header and the queue.
+    admitting: TaskTracker,
+    /// All batch streams.
+    streams: TaskTracker,
+    /// Take nothing new.
+    stopping: CancellationToken,
+    /// Nothing more will be committed: whoever waits must retry.
+    abandoned: CancellationToken,
+    /// End without a word, as a killed process would.
+    killed: CancellationToken,
+}
+
+/// A collector at work.
+#[derive(Debug)]
+pub struct Running {
+    /// The UDP address that agents connect to.
+    pub address: SocketAddr,
+    /// The TCP address of `/metrics`, `/healthz` and `/readyz`.
+    pub admin_address: SocketAddr,
+    supervisor: JoinHandle<Result<(), RunError>>,
+}
+
+impl Running {
+    /// Waits until the stop token was cancelled and everything ended within its bound.
+    ///
+    /// # Errors
+    /// [`RunError`] when the collector ended for another reason.
+    pub async fn finished(self) -> Result<(), RunError> {
+        self.supervisor.await.map_err(|source| RunError::Died {
+            task: "supervisor",
+            source,
+        })?
+    }
+}
+
+/// Starts a collector; it runs until `stop` is cancelled.
+///
+/// # Errors
+/// See [`StartError`].
+pub async fn start(
+    config: Config,
+    clock: SharedClock,
+    stop: CancellationToken,
+) -> Result<Running, StartError> {
+    start_with(config, clock, stop, Arc::new(NoHook)).await
+}
+
+/// As [`start`], with faults injected around commits by `hook`.
+///
+/// # Errors
+/// See [`StartError`].
+pub async fn start_with(
+    config: Config,
+    clock: SharedClock,
+    stop: CancellationToken,
+    hook: Arc<dyn CommitHook>,
+) -> Result<Running, StartError> {
+    admin::init_metrics();
+    metrics::describe();
+    tls::refuse_development_certificate(&config.tls.certificate, config.quic.listen)?;
+    let tls = session::server_config(&config.tls, &config.quic, &config.limits)?;
+    let catalog = open_catalog(&config).await?;
+    let admin_listener = admin::listen(config.admin.listen, "the admin endpoint").await?;
+    let endpoint = listen(tls, config.quic.listen)?;
+    let address = bound(endpoint.local_addr(), config.quic.listen)?;
+    let admin_address = bound(admin_listener.local_addr(), config.admin.listen)?;
+
+    let (queue, staged) = mpsc::channel(QUEUE_BATCHES);
+    let readiness = Arc::new(Readiness::new(&config.commit));
+    let shared = Arc::new(Shared {
+        catalog,
+        clock,
+        ledger: Arc::default(),
+        sessions: Sessions::default(),
+        skews: Arc::default(),
+        budget: Arc::new(Semaphore::new(config.limits.staged_bytes_max as usize)),
+        cores: intake::cores(),
+        queue,
+        admitting: TaskTracker::new(),
+        streams: TaskTracker::new(),
+        stopping: stop.child_token(),
+        abandoned: CancellationToken::new(),
+        killed: CancellationToken::new(),
+        config,
+    });
+    let drain = CancellationToken::new();
+    let committer = committer(&shared, &readiness, hook, staged, &drain);
+    tracing::info!(%address, %admin_address, "collector started");
+    let parts = Parts {
+        shared,
+        endpoint,
+        readiness,
+        drain,
+    };
+    let supervisor = tokio::spawn(parts.supervise(committer, admin_listener));
+    Ok(Running {
+        address,
+        admin_address,
+        supervisor,
+    })
+}
+
+async fn open_catalog(config: &Config) -> Result<Catalog, StartError> {
+    let failed = |source| StartError::Catalog {
+        uri: config.catalog.uri.clone(),
+        source,
+    };
+    let catalog = Catalog::open(&config.catalog).await.map_err(failed)?;
+    for spec in [schema::raw_events(), schema::raw_quarantine()] {
+        catalog.ensure(&spec).await.map_err(failed)?;
+    }
+    Ok(catalog)
+}
+
+const PURPOSE: &str = "agents (QUIC)";
+
+fn listen(config: quinn::ServerConfig, address: SocketAddr) -> Result<Endpoint, ListenError> {
+    Endpoint::server(config, address).map_err(|source| ListenError {
+        address,
+        purpose: PURPOSE,
+        source,
+    })
+}
+
+fn bound(
+    bound: std::io::Result<SocketAddr>,
+    address: SocketAddr,
+) -> Result<SocketAddr, ListenError> {
+    bound.map_err(|source| ListenError {
+        address,
+        purpose: PURPOSE,
+        source,
+    })
+}
+
+fn committer(
+    shared: &Shared,
+    readiness: &Arc<Readiness>,
+    hook: Arc<dyn CommitHook>,
+    staged: mpsc::Receiver<StagedBatch>,
+    drain: &CancellationToken,
+) -> Committer {
+    // Half of the budget: a full one would stop the agents until the interval is over.
+    let half = u64::from(shared.config.limits.staged_bytes_max / 2).max(1);
+    Committer {
+        catalog: shared.catalog.clone(),
+        config: shared.config.commit.clone(),
+        early_bytes: shared.config.commit.staged_bytes.clamp(1, half),
+        ledger: Arc::clone(&shared.ledger),
+        readiness: Arc::clone(readiness),
+        hook,
+        staged,
+        drain: drain.clone(),
+        abandon: shared.abandoned.clone(),
+    }
+}
+
+/// What the supervisor holds together.
+struct Parts {
+    shared: Arc<Shared>,
+    endpoint: Endpoint,
+    readiness: Arc<Readiness>,
+    drain: CancellationToken,
+}
+
+impl Parts {
+    /// Runs all tasks; when one ends or the stop token is cancelled, ends the others.
+    async fn supervise(self, committer: Committer, admin: TcpListener) -> Result<(), RunError> {
+        let readiness = Arc::clone(&self.readiness);
+        let admin_stop = CancellationToken::new();
+        let mut admin = tokio::spawn(admin::serve(
+            admin,
+            Arc::new(move || readiness.check()),
+            admin_stop.clone(),
+        ));
+        let mut committer = tokio::spawn(committer.run());
+        let accept = tokio::spawn(session::accept(
+            Arc::clone(&self.shared),
+            self.endpoint.clone(),
+        ));
+        let result = tokio::select! {
+            () = self.shared.stopping.cancelled() => Ok(()),
+            ended = &mut committer => ended_early("committer", ended.map(|it| it.map_err(RunError::from))),
+            ended = &mut admin => ended_early("admin", ended.map(|it| it.map_err(RunError::Admin))),
+        };
+        match &result {
+            Ok(()) => self.drain(committer).await,
+            Err(error) => {
+                tracing::error!(error = error as &dyn std::error::Error, "collector ends");
+                self.abort();
+            }
+        }
+        accept.abort();
+        // Peers that do not answer the close must not hold up the stop.
+        timeout(CLOSE_WAIT, self.endpoint.wait_idle()).await.ok();
+        admin_stop.cancel();
+        admin.abort();
+        tracing::info!("collector stopped");
+        result
+    }
+
+    /// Graceful stop: takes nothing new, commits what is staged, answers, closes.
+    async fn drain(&self, mut committer: JoinHandle<Result<(), Killed>>) {
+        let bound = Duration::from_millis(self.shared.config.commit.stop_within_ms);
+        let deadline = Instant::now() + bound;
+        self.readiness.stopping();
+        self.shared.admitting.close();
+        let admitted = timeout_at(deadline, self.shared.admitting.wait()).await;
+        self.drain.cancel();
+        let committed = timeout_at(deadline, &mut committer).await;
+        if admitted.is_err() || committed.is_err() {
+            tracing::warn!(
+                within_ms = self.shared.config.commit.stop_within_ms,
+                "not everything was committed in time; the agents will send it again"
+            );
+        }
+        self.shared.abandoned.cancel();
+        self.shared.streams.close();
+        let answers = deadline.max(Instant::now() + CLOSE_WAIT);
+        timeout_at(answers, self.shared.streams.wait()).await.ok();
+        committer.abort();
+        self.endpoint.close(0u8.into(), b"stopping");
+    }
+
+    /// Ends without a word.
+    fn abort(&self) {
+        self.shared.killed.cancel();
+        self.shared.stopping.cancel();
+        self.endpoint.close(3u8.into(), b"");
+    }
+}
+
+/// A task that ends before the stop is an error, whatever it says.
+fn ended_early(
+    task: &'static str,
+    ended: Result<Result<(), RunError>, tokio::task::JoinError>,
+) -> Result<(), RunError> {
+    match ended {
+        Ok(Ok(())) => Err(RunError::Ended { task }),
+        Ok(Err(error)) => Err(error),
+        Err(source) => Err(RunError::Died { task, source }),
+    }
+}

@@ -1,0 +1,57 @@
+//! `headwater-collector`: arguments, configuration, logs, then the collector until a signal.
+//!
+//! Not on an event's path. Promise: a configuration that cannot be used is one line on standard error
+//! and exit code 2, before anything is opened.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use headwater_collector::{Config, start};
+use headwater_service::cli::{self, CommonArgs};
+use headwater_service::clock::SystemClock;
+use headwater_service::{logging, shutdown};
+
+/// Receives batches from agents over QUIC and commits them to Iceberg exactly once
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "\
+Examples:
+  headwater-collector --config deploy/config/collector.toml
+  headwater-collector --config collector.toml --check-config
+  HEADWATER__COMMIT__INTERVAL_MS=1000 headwater-collector --config collector.toml
+
+Exit codes: 0 stopped by a signal, 1 failed while running, 2 arguments or configuration cannot be used."
+)]
+struct Arguments {
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let config: Config = match headwater_service::config::load(arguments.common.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return cli::fail(cli::EXIT_CONFIG, &error),
+    };
+    if let Err(error) = config.validate() {
+        return cli::fail(cli::EXIT_CONFIG, &error);
+    }
+    if arguments.common.check_config {
+        println!("configuration is valid");
+        return ExitCode::from(cli::EXIT_OK);
+    }
+    logging::init(&config.log);
+    match run(config) {
+        Ok(()) => ExitCode::from(cli::EXIT_OK),
+        Err(error) => cli::fail(cli::EXIT_FAILED, &*error),
+    }
+}
+
+#[tokio::main]
+async fn run(config: Config) -> Result<(), Box<dyn std::error::Error>> {
+    let stop = shutdown::on_signal()?;
+    let running = start(config, SystemClock::shared(), stop).await?;
+    running.finished().await?;
+    Ok(())
+}

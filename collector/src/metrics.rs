@@ -1,0 +1,185 @@
+//! Names of all metrics of the collector, each with what it tells.
+//!
+//! Each stage on the path counts what goes in, out and aside. Promise of balance, once nothing is in
+//! flight: events received = committed + quarantined + duplicate + dropped unanswered (which come
+//! again).
+
+use metrics::Unit;
+
+/// Sessions that are open now.
+pub const SESSIONS_OPEN: &str = "collector_sessions_open";
+/// Sessions by `outcome`: `welcome`, `refused`, `full`, `handshake_failed`.
+pub const SESSIONS: &str = "collector_sessions_total";
+/// Batches by `outcome`: `ack`, `retry`, `refused`, `dropped`.
+pub const BATCHES: &str = "collector_batches_total";
+/// Compressed bytes of bodies read.
+pub const RECEIVED_BYTES: &str = "collector_received_bytes_total";
+/// Events in batches that were staged.
+pub const EVENTS_STAGED: &str = "collector_events_staged_total";
+/// Events committed to `raw.events`.
+pub const EVENTS_COMMITTED: &str = "collector_events_committed_total";
+/// Events committed to `raw.quarantine`.
+pub const EVENTS_QUARANTINED: &str = "collector_events_quarantined_total";
+/// Events that came again and were left out.
+pub const EVENTS_DUPLICATE: &str = "collector_events_duplicate_total";
+/// Uncompressed bytes that are staged and not committed.
+pub const STAGED_BYTES: &str = "collector_staged_bytes";
+/// Batches that came too early and wait for the one before them.
+pub const PARKED_BATCHES: &str = "collector_parked_batches";
+/// Age of the oldest batch that is staged and not committed, set at each commit.
+pub const STAGED_OLDEST_SECONDS: &str = "collector_staged_oldest_seconds";
+/// Time that a batch takes from body to rows.
+pub const STAGE_SECONDS: &str = "collector_stage_seconds";
+/// Attempts to commit by `outcome`: `ok`, `conflict`, `unknown`, `failed`.
+pub const COMMITS: &str = "collector_commits_total";
+/// Time from the start of a group's first attempt until it is committed and read back.
+pub const COMMIT_SECONDS: &str = "collector_commit_seconds";
+
+/// What a metric is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only rises.
+    Counter,
+    /// Rises and falls.
+    Gauge,
+    /// A distribution.
+    Histogram,
+}
+
+/// Every metric: name, kind, unit and description.
+pub const ALL: &[(&str, Kind, Unit, &str)] = &[
+    (
+        SESSIONS_OPEN,
+        Kind::Gauge,
+        Unit::Count,
+        "Sessions that are open now",
+    ),
+    (
+        SESSIONS,
+        Kind::Counter,
+        Unit::Count,
+        "Sessions by outcome: welcome, refused, full, handshake_failed",
+    ),
+    (
+        BATCHES,
+        Kind::Counter,
+        Unit::Count,
+        "Batches by outcome: ack, retry, refused, dropped",
+    ),
+    (
+        RECEIVED_BYTES,
+        Kind::Counter,
+        Unit::Bytes,
+        "Compressed bytes of bodies read",
+    ),
+    (
+        EVENTS_STAGED,
+        Kind::Counter,
+        Unit::Count,
+        "Events in batches that were staged",
+    ),
+    (
+        EVENTS_COMMITTED,
+        Kind::Counter,
+        Unit::Count,
+        "Events committed to raw.events",
+    ),
+    (
+        EVENTS_QUARANTINED,
+        Kind::Counter,
+        Unit::Count,
+        "Events committed to raw.quarantine",
+    ),
+    (
+        EVENTS_DUPLICATE,
+        Kind::Counter,
+        Unit::Count,
+        "Events that came again and were left out",
+    ),
+    (
+        STAGED_BYTES,
+        Kind::Gauge,
+        Unit::Bytes,
+        "Uncompressed bytes that are staged and not committed",
+    ),
+    (
+        PARKED_BATCHES,
+        Kind::Gauge,
+        Unit::Count,
+        "Batches that wait for the one before them",
+    ),
+    (
+        STAGED_OLDEST_SECONDS,
+        Kind::Gauge,
+        Unit::Seconds,
+        "Age of the oldest batch that is staged and not committed",
+    ),
+    (
+        STAGE_SECONDS,
+        Kind::Histogram,
+        Unit::Seconds,
+        "Time that a batch takes from body to rows",
+    ),
+    (
+        COMMITS,
+        Kind::Counter,
+        Unit::Count,
+        "Attempts to commit by outcome: ok, conflict, unknown, failed",
+    ),
+    (
+        COMMIT_SECONDS,
+        Kind::Histogram,
+        Unit::Seconds,
+        "Time of a group from its first attempt until it is committed and read back",
+    ),
+];
+
+/// Tells the recorder what every metric is.
+pub(crate) fn describe() {
+    for (name, kind, unit, description) in ALL {
+        match kind {
+            Kind::Counter => metrics::describe_counter!(*name, *unit, *description),
+            Kind::Gauge => metrics::describe_gauge!(*name, *unit, *description),
+            Kind::Histogram => metrics::describe_histogram!(*name, *unit, *description),
+        }
+    }
+}
+
+/// Raises a gauge for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Held {
+    name: &'static str,
+    by: f64,
+}
+
+impl Held {
+    pub(crate) fn new(name: &'static str, by: f64) -> Self {
+        metrics::gauge!(name).increment(by);
+        Self { name, by }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        metrics::gauge!(self.name).decrement(self.by);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_carry_crate_and_unit() {
+        for (name, kind, unit, _) in ALL {
+            assert!(name.starts_with("collector_"), "{name}");
+            assert_eq!(name.ends_with("_total"), *kind == Kind::Counter, "{name}");
+            let stem = name.trim_end_matches("_total");
+            match unit {
+                Unit::Seconds => assert!(stem.ends_with("_seconds"), "{name}"),
+                Unit::Bytes => assert!(stem.ends_with("_bytes"), "{name}"),
+                _ => {}
+            }
+        }
+    }
+}

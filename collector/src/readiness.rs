@@ -1,0 +1,114 @@
+//! Whether the collector does its work: what `/readyz` answers.
+//!
+//! Beside the path: the committer reports here. Promise: a collector that cannot commit is not
+//! ready, however healthy its process looks.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::config::CommitConfig;
+
+#[derive(Debug, Default)]
+struct State {
+    failures: u32,
+    last_error: String,
+    oldest_staged: Option<Instant>,
+    stopping: bool,
+}
+
+/// The committer's health.
+#[derive(Debug)]
+pub(crate) struct Readiness {
+    failures_max: u32,
+    age_max: Duration,
+    state: Mutex<State>,
+}
+
+impl Readiness {
+    pub(crate) fn new(config: &CommitConfig) -> Self {
+        Self {
+            failures_max: config.failures_not_ready,
+            age_max: Duration::from_millis(config.staged_age_max_ms),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Says since when the oldest batch waits for its commit; `None` when none does.
+    pub(crate) fn oldest_staged(&self, since: Option<Instant>) {
+        self.state.lock().oldest_staged = since;
+    }
+
+    pub(crate) fn committed(&self) {
+        let mut state = self.state.lock();
+        state.failures = 0;
+        state.last_error.clear();
+    }
+
+    pub(crate) fn failed(&self, error: &dyn std::error::Error) {
+        let mut state = self.state.lock();
+        state.failures = state.failures.saturating_add(1);
+        state.last_error = error.to_string();
+    }
+
+    pub(crate) fn stopping(&self) {
+        self.state.lock().stopping = true;
+    }
+
+    /// Returns the answer of `/readyz`.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let state = self.state.lock();
+        if state.stopping {
+            return Err("stopping".to_owned());
+        }
+        if state.failures >= self.failures_max {
+            return Err(format!(
+                "the last {} commits failed: {}",
+                state.failures, state.last_error
+            ));
+        }
+        match state.oldest_staged.map(|since| since.elapsed()) {
+            Some(age) if age > self.age_max => Err(format!(
+                "the oldest staged batch waits for its commit since {} s",
+                age.as_secs()
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readiness_follows_the_commits() {
+        let readiness = Readiness::new(&CommitConfig::default());
+        assert!(readiness.check().is_ok());
+        readiness.oldest_staged(Some(Instant::now()));
+        assert!(readiness.check().is_ok());
+        for _ in 0..3 {
+            readiness.failed(&std::io::Error::other("disk full"));
+        }
+        assert!(readiness.check().unwrap_err().contains("disk full"));
+        readiness.committed();
+        assert!(readiness.check().is_ok());
+        readiness.stopping();
+        assert!(readiness.check().is_err());
+    }
+
+    #[test]
+    fn a_batch_that_waits_too_long_is_reported() {
+        let readiness = Readiness::new(&CommitConfig {
+            staged_age_max_ms: 0,
+            ..CommitConfig::default()
+        });
+        readiness.oldest_staged(Some(Instant::now()));
+        while readiness.check().is_ok() {
+            std::thread::yield_now();
+        }
+        readiness.oldest_staged(None);
+        assert!(readiness.check().is_ok());
+    }
+}

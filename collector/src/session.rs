@@ -1,0 +1,351 @@
+//! Sessions: the QUIC endpoint, who may speak, Hello and Welcome.
+//!
+//! Place on the path: where an agent's bytes enter the collector. Promise: nobody is heard whose
+//! certificate does not carry the id that its Hello claims; each session's memory is bounded by its
+//! windows; each batch stream gets one answer (see [`crate::intake`]).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use headwater_protocol::frame::{self, FrameError};
+use headwater_protocol::{ALPN, AgentId, Hello, HelloReply, Sequence, Welcome};
+use headwater_service::tls::{self, TlsError, TlsFiles};
+use quinn::crypto::rustls::QuicServerConfig;
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
+use rustls::pki_types::CertificateDer;
+use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::Shared;
+use crate::config::{LimitsConfig, QuicConfig};
+use crate::intake::Intake;
+use crate::ledger::{Committed, Key};
+use crate::metrics as names;
+
+/// Close codes of a connection.
+const CLOSE_REFUSED: VarInt = VarInt::from_u32(1);
+const CLOSE_REPLACED: VarInt = VarInt::from_u32(2);
+
+/// Longest wait until a peer has taken the last answer before a close.
+const LAST_ANSWER_WAIT: Duration = Duration::from_secs(2);
+
+/// Why a message did not come. The connection is of no further use.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadError {
+    #[error("the stream ended early: {0}")]
+    Stream(#[from] quinn::ReadExactError),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+}
+
+/// Reads one framed message; never more than a frame may hold.
+pub(crate) async fn read_frame<T: DeserializeOwned>(recv: &mut RecvStream) -> Result<T, ReadError> {
+    let mut prefix = [0; 4];
+    recv.read_exact(&mut prefix).await?;
+    let mut message = vec![0; frame::length(prefix)?];
+    recv.read_exact(&mut message).await?;
+    Ok(frame::decode(&message)?)
+}
+
+/// Returns the endpoint's configuration.
+///
+/// # Errors
+/// [`TlsError`] when the certificate files cannot be used.
+pub(crate) fn server_config(
+    files: &TlsFiles,
+    quic: &QuicConfig,
+    limits: &LimitsConfig,
+) -> Result<quinn::ServerConfig, TlsError> {
+    let tls = tls::mutual_server(files, ALPN)?;
+    let crypto = QuicServerConfig::try_from(tls).map_err(|error| TlsError::Unusable {
+        path: files.certificate.clone(),
+        source: rustls::Error::General(error.to_string()),
+    })?;
+    let streams = limits.batches_in_flight_max + 1;
+    let window = u64::from(quic.stream_window_bytes) * u64::from(streams);
+    let idle = Duration::from_millis(quic.idle_timeout_ms);
+    let mut transport = quinn::TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(streams.into())
+        .max_concurrent_uni_streams(0u8.into())
+        .datagram_receive_buffer_size(None)
+        .stream_receive_window(quic.stream_window_bytes.into())
+        // Room for every stream: one that waits unread must not stop the one it waits for.
+        .receive_window(VarInt::from_u64(window).unwrap_or(VarInt::MAX))
+        .keep_alive_interval(Some(Duration::from_millis(quic.keep_alive_ms)))
+        .max_idle_timeout(quinn::IdleTimeout::try_from(idle).ok())
+        .enable_segmentation_offload(quic.segmentation_offload);
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(Arc::new(transport));
+    Ok(config)
+}
+
+/// Accepts sessions until the collector stops.
+pub(crate) async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
+    let free = Arc::new(Semaphore::new(shared.config.quic.sessions_max));
+    loop {
+        let incoming = tokio::select! {
+            incoming = endpoint.accept() => incoming,
+            () = shared.stopping.cancelled() => None,
+        };
+        let Some(incoming) = incoming else {
+            return;
+        };
+        let Ok(place) = Arc::clone(&free).try_acquire_owned() else {
+            count("full");
+            incoming.refuse();
+            continue;
+        };
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            run(&shared, incoming).await;
+            drop(place);
+        });
+    }
+}
+
+fn count(outcome: &'static str) {
+    metrics::counter!(names::SESSIONS, "outcome" => outcome).increment(1);
+}
+
+/// One session, from its handshake to its end.
+async fn run(shared: &Arc<Shared>, incoming: Incoming) {
+    let bound = Duration::from_millis(shared.config.quic.hello_timeout_ms);
+    let remote = incoming.remote_address();
+    let opened = tokio::time::timeout(bound, open(incoming)).await;
+    let Ok(Ok((connection, send, hello))) = opened else {
+        count("handshake_failed");
+        let error = opened.err().map_or_else(
+            || "handshake or Hello failed".to_owned(),
+            |_| format!("no Hello within {} ms", bound.as_millis()),
+        );
+        tracing::warn!(%remote, error, "session not opened");
+        return;
+    };
+    match welcome(shared, &connection, &hello).await {
+        Ok((intake, committed)) => {
+            count("welcome");
+            serve(shared, connection, send, intake, &hello, committed).await;
+        }
+        Err(reason) => {
+            count("refused");
+            tracing::warn!(%remote, claimed = %hello.agent_id, reason, "session refused");
+            refuse(&connection, send, reason).await;
+        }
+    }
+}
+
+async fn open(incoming: Incoming) -> Result<(Connection, SendStream, Hello), OpenError> {
+    let connection = incoming.accept()?.await?;
+    let (send, mut recv) = connection.accept_bi().await?;
+    let hello = read_frame(&mut recv).await?;
+    Ok((connection, send, hello))
+}
+
+/// Why a session did not come to its Hello.
+#[derive(Debug, thiserror::Error)]
+enum OpenError {
+    #[error(transparent)]
+    Connection(#[from] quinn::ConnectionError),
+    #[error(transparent)]
+    Hello(#[from] ReadError),
+}
+
+/// Decides whether the agent is served; the error is one line for its log.
+async fn welcome(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    hello: &Hello,
+) -> Result<(Intake, Committed), String> {
+    let named = certified_agent(connection)?;
+    if named != hello.agent_id {
+        return Err(format!(
+            "agent id `{}` is not the common name `{named}` of the certificate",
+            hello.agent_id
+        ));
+    }
+    if shared.stopping.is_cancelled() {
+        return Err("the collector stops".to_owned());
+    }
+    let intake = Intake::new(Arc::clone(shared), named.clone(), connection.clone());
+    let entry = intake.epoch(hello.epoch).await?;
+    let committed = entry.committed();
+    check_history(hello.lowest_unacknowledged, committed.through)?;
+    Ok((intake, committed))
+}
+
+/// An agent that has forgotten events which the table does not have was acked elsewhere, or the
+/// table was rolled back: its sequences can never be contiguous here.
+fn check_history(lowest: Sequence, committed: Sequence) -> Result<(), String> {
+    if lowest > committed.saturating_add(1) {
+        return Err(format!(
+            "the agent holds sequences from `{lowest}`, the table ends at `{committed}`: wrong \
+             catalog, or a table that was rolled back; start the agent with a new buffer epoch"
+        ));
+    }
+    Ok(())
+}
+
+/// Returns the agent that the client's certificate names.
+fn certified_agent(connection: &Connection) -> Result<AgentId, String> {
+    let identity = connection
+        .peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .ok_or("no client certificate")?;
+    let leaf = identity.first().ok_or("no client certificate")?;
+    common_name(leaf)
+}
+
+fn common_name(certificate: &[u8]) -> Result<AgentId, String> {
+    let (_, certificate) =
+        X509Certificate::from_der(certificate).map_err(|_| "certificate cannot be read")?;
+    let mut names = certificate.subject().iter_common_name();
+    let name = names.next().ok_or("certificate has no common name")?;
+    let name = name.as_str().map_err(|_| "common name is no text")?;
+    name.parse()
+        .map_err(|error| format!("common name of the certificate: {error}"))
+}
+
+async fn refuse(connection: &Connection, mut send: SendStream, reason: String) {
+    let message = frame::encode(&HelloReply::Refused { reason });
+    // The peer may be gone already; then nobody reads the reason.
+    if send.write_all(&message).await.is_ok() && send.finish().is_ok() {
+        tokio::time::timeout(LAST_ANSWER_WAIT, send.stopped())
+            .await
+            .ok();
+    }
+    connection.close(CLOSE_REFUSED, b"refused");
+}
+
+/// Welcomes the agent and takes its batches until the connection or the collector ends.
+#[tracing::instrument(level = "debug", skip_all, fields(agent_id = %hello.agent_id, epoch = hello.epoch))]
+async fn serve(
+    shared: &Arc<Shared>,
+    connection: Connection,
+    mut send: SendStream,
+    intake: Intake,
+    hello: &Hello,
+    committed: Committed,
+) {
+    let _open = names::Held::new(names::SESSIONS_OPEN, 1.0);
+    let _registered = shared.sessions.register(&hello.agent_id, &connection);
+    let message = frame::encode(&HelloReply::Welcome(Welcome {
+        committed_through: committed.through,
+        limits: shared.config.limits.on_the_wire(),
+    }));
+    if send.write_all(&message).await.is_err() {
+        return;
+    }
+    tracing::info!(
+        agent_id = %hello.agent_id,
+        epoch = hello.epoch,
+        remote = %connection.remote_address(),
+        build = hello.build,
+        host = hello.host,
+        committed_through = committed.through,
+        "session open"
+    );
+    let intake = Arc::new(intake);
+    loop {
+        tokio::select! {
+            stream = connection.accept_bi() => match stream {
+                Ok((send, recv)) => {
+                    let intake = Arc::clone(&intake);
+                    let batch = async move { intake.batch(send, recv).await };
+                    shared.streams.spawn(batch);
+                }
+                Err(error) => {
+                    tracing::info!(agent_id = %hello.agent_id, reason = %error, "session closed");
+                    return;
+                }
+            },
+            () = shared.stopping.cancelled() => {
+                // Streams that wait for their ack still use the connection.
+                connection.closed().await;
+                return;
+            }
+        }
+    }
+}
+
+/// The open session of each agent. A new one replaces the old: an agent that comes back over another
+/// network must not wait until its dead connection times out.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions(parking_lot::Mutex<HashMap<AgentId, Connection>>);
+
+impl Sessions {
+    fn register<'a>(&'a self, agent: &AgentId, connection: &Connection) -> Registered<'a> {
+        let old = self.0.lock().insert(agent.clone(), connection.clone());
+        if let Some(old) = old {
+            tracing::warn!(agent_id = %agent, "a new session replaces an open one");
+            old.close(CLOSE_REPLACED, b"replaced by a new session");
+        }
+        Registered {
+            sessions: self,
+            agent: agent.clone(),
+            connection: connection.stable_id(),
+        }
+    }
+}
+
+/// A place in [`Sessions`], given up when dropped.
+struct Registered<'a> {
+    sessions: &'a Sessions,
+    agent: AgentId,
+    connection: usize,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        let mut sessions = self.sessions.0.lock();
+        let ours = sessions
+            .get(&self.agent)
+            .is_some_and(|open| open.stable_id() == self.connection);
+        if ours {
+            sessions.remove(&self.agent);
+        }
+    }
+}
+
+/// Returns the ledger key of an agent's epoch, if the tables can hold the epoch.
+pub(crate) fn key(agent: &AgentId, epoch: u64) -> Result<Key, String> {
+    if i64::try_from(epoch).is_err() {
+        return Err(format!("epoch `{epoch}` does not fit the tables"));
+    }
+    Ok(Key {
+        agent: agent.clone(),
+        epoch,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_common_name_is_the_agent() {
+        let named = |name: &str| {
+            let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params
+                .distinguished_name
+                .push(rcgen::DnType::CommonName, name);
+            let key = rcgen::KeyPair::generate().unwrap();
+            common_name(params.self_signed(&key).unwrap().der())
+        };
+        assert_eq!(named("web-1").unwrap().as_str(), "web-1");
+        assert!(named("Not An Agent").is_err());
+        assert!(common_name(b"garbage").is_err());
+    }
+
+    #[test]
+    fn forgotten_events_that_the_table_lacks_are_noticed() {
+        assert!(check_history(0, 0).is_ok());
+        assert!(check_history(1, 0).is_ok());
+        assert!(check_history(1, 50).is_ok());
+        assert!(check_history(51, 50).is_ok());
+        assert!(check_history(52, 50).is_err());
+    }
+}

@@ -1,0 +1,100 @@
+//! Staging: the body of a batch becomes Arrow rows of `raw.events` and `raw.quarantine`.
+//!
+//! Place on the path: between admission and commit; CPU work without IO, called on a blocking
+//! thread. Promise: every sequence from `from` to the end of the batch becomes exactly one row, of
+//! one table or the other; what cannot be read never stalls the rest.
+
+pub mod actor;
+pub(crate) mod event_rows;
+pub mod plan;
+pub mod quarantine_rows;
+pub mod skew;
+pub mod time_rule;
+
+use arrow::error::ArrowError;
+use arrow::record_batch::RecordBatch;
+use headwater_protocol::batch::{self, BodyError, Slot};
+use headwater_protocol::{AgentId, BatchHeader, Epoch, Event, Sequence};
+
+use crate::ledger::Key;
+use event_rows::EventRows;
+use quarantine_rows::QuarantineRows;
+use skew::SkewMemory;
+
+/// Where a batch comes from.
+#[derive(Debug, Clone)]
+pub struct BatchOrigin {
+    pub(crate) key: Key,
+    /// Names the batch in `ingest_batch_id`.
+    pub(crate) batch_id: String,
+    /// Wall-clock time of staging, microseconds since the Unix epoch.
+    pub(crate) now: i64,
+}
+
+impl BatchOrigin {
+    /// Names the batch of `header`, sent by `agent`.
+    pub fn new(agent: AgentId, epoch: Epoch, header: &BatchHeader, now: i64) -> Self {
+        let batch_id = format!("{agent}/{epoch}/{}+{}", header.first_sequence, header.count);
+        Self {
+            key: Key { agent, epoch },
+            batch_id,
+            now,
+        }
+    }
+}
+
+/// The rows of one batch.
+#[derive(Debug, Clone)]
+pub struct Rows {
+    /// Rows of `raw.events`.
+    pub events: RecordBatch,
+    /// Rows of `raw.quarantine`.
+    pub quarantine: RecordBatch,
+}
+
+/// Why a batch cannot be staged.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// The body is not what its header says; it will never be.
+    #[error(transparent)]
+    Body(#[from] BodyError),
+    /// The rows do not fit their columns.
+    #[error("rows cannot be built: {0}")]
+    Rows(#[from] ArrowError),
+}
+
+/// Turns a compressed body into rows, leaving out the events before `from`.
+///
+/// # Errors
+/// [`StageError::Body`] when the batch must be refused.
+pub fn stage(
+    origin: &BatchOrigin,
+    header: &BatchHeader,
+    from: Sequence,
+    body: &[u8],
+    skews: &SkewMemory,
+) -> Result<Rows, StageError> {
+    let records = batch::decompress(header, body)?;
+    let slots = batch::slots(header, &records)?;
+    let mut events = EventRows::default();
+    let mut quarantine = QuarantineRows::default();
+    for (sequence, slot) in (header.first_sequence..).zip(slots) {
+        if sequence < from {
+            continue;
+        }
+        match slot {
+            Slot::Record(record) => match Event::from_record(&record) {
+                Ok(event) => events.push(origin, sequence, &record, &event, skews)?,
+                Err(invalid) => quarantine.push_invalid(origin, sequence, &record, &invalid),
+            },
+            Slot::Undecodable(bytes) => quarantine.push_undecodable(origin, sequence, bytes),
+        }
+    }
+    Ok(Rows {
+        events: events.finish()?,
+        quarantine: quarantine.finish()?,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+//! Columns of `raw.quarantine`: every event that could not be accepted.
+//!
+//! Place on the path: staging puts here what is invalid, and bytes that are no record at all.
+//! Promise: the reason and the original bytes (up to [`PAYLOAD_BYTES_MAX`]) are kept, one row per
+//! sequence.
+
+use std::sync::{Arc, LazyLock};
+
+use arrow::array::{
+    ArrayRef, BinaryBuilder, BooleanBuilder, Int64Builder, ListBuilder, StringBuilder,
+    TimestampMicrosecondBuilder,
+};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::error::ArrowError;
+use arrow::record_batch::RecordBatch;
+use headwater_protocol::{Failure, Invalid, Record, Sequence};
+use serde_json::Value;
+
+use super::BatchOrigin;
+use super::event_rows::timestamptz;
+
+/// Bytes of a payload that are kept: 64 KiB.
+pub const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
+
+/// Characters of a name or id that are kept; it may be the very thing that is wrong.
+const TEXT_CHARS_MAX: usize = 256;
+
+/// The Arrow schema of the rows, in column order.
+pub(crate) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
+    use DataType::{Binary, Boolean, Int64, Utf8};
+    let errors = DataType::List(Arc::new(Field::new_list_field(Utf8, true)));
+    let columns = [
+        ("quarantine_id", Utf8, false),
+        ("company_id", Utf8, true),
+        ("source_id", Utf8, true),
+        ("received_at", timestamptz(), false),
+        ("failed_at", timestamptz(), false),
+        ("failure_type", Utf8, false),
+        ("errors", errors, false),
+        ("event_name", Utf8, true),
+        ("message_id", Utf8, true),
+        ("http_path", Utf8, true),
+        ("ip", Utf8, true),
+        ("user_agent", Utf8, true),
+        ("payload", Binary, false),
+        ("payload_truncated", Boolean, false),
+        ("actual_bytes", Int64, false),
+        ("replay_status", Utf8, false),
+        ("_agent_id", Utf8, false),
+        ("_epoch", Int64, false),
+        ("_sequence", Int64, false),
+    ];
+    let fields: Vec<Field> = columns
+        .into_iter()
+        .map(|(name, data_type, nullable)| Field::new(name, data_type, nullable))
+        .collect();
+    Arc::new(Schema::new(fields))
+});
+
+/// Position of the column that the committer filters by.
+pub(crate) const SEQUENCE_COLUMN: usize = 18;
+
+/// Rows of `raw.quarantine` in the making.
+#[derive(Debug)]
+pub(crate) struct QuarantineRows {
+    quarantine_id: StringBuilder,
+    company_id: StringBuilder,
+    source_id: StringBuilder,
+    received_at: TimestampMicrosecondBuilder,
+    failed_at: TimestampMicrosecondBuilder,
+    failure_type: StringBuilder,
+    errors: ListBuilder<StringBuilder>,
+    event_name: StringBuilder,
+    message_id: StringBuilder,
+    http_path: StringBuilder,
+    ip: StringBuilder,
+    user_agent: StringBuilder,
+    payload: BinaryBuilder,
+    payload_truncated: BooleanBuilder,
+    actual_bytes: Int64Builder,
+    replay_status: StringBuilder,
+    agent_id: StringBuilder,
+    epoch: Int64Builder,
+    sequence: Int64Builder,
+}
+
+impl Default for QuarantineRows {
+    fn default() -> Self {
+        let time = || TimestampMicrosecondBuilder::new().with_data_type(timestamptz());
+        Self {
+            quarantine_id: StringBuilder::new(),
+            company_id: StringBuilder::new(),
+            source_id: StringBuilder::new(),
+            received_at: time(),
+            failed_at: time(),
+            failure_type: StringBuilder::new(),
+            errors: ListBuilder::new(StringBuilder::new()),
+            event_name: StringBuilder::new(),
+            message_id: StringBuilder::new(),
+            http_path: StringBuilder::new(),
+            ip: StringBuilder::new(),
+            user_agent: StringBuilder::new(),
+            payload: BinaryBuilder::new(),
+            payload_truncated: BooleanBuilder::new(),
+            actual_bytes: Int64Builder::new(),
+            replay_status: StringBuilder::new(),
+            agent_id: StringBuilder::new(),
+            epoch: Int64Builder::new(),
+            sequence: Int64Builder::new(),
+        }
+    }
+}
+
+impl QuarantineRows {
+    /// Adds an event that is invalid.
+    pub(crate) fn push_invalid(
+        &mut self,
+        origin: &BatchOrigin,
+        sequence: Sequence,
+        record: &Record,
+        invalid: &Invalid,
+    ) {
+        let (name, message_id) = names(&record.body);
+        self.company_id.append_value(&record.company_id);
+        self.source_id.append_value(&record.source_id);
+        self.received_at.append_value(record.received_at);
+        self.event_name.append_option(name);
+        self.message_id.append_option(message_id);
+        self.http_path.append_value(&record.path);
+        self.ip.append_option(record.ip.as_deref());
+        self.user_agent.append_option(record.user_agent.as_deref());
+        self.push_failure(invalid);
+        self.push_payload(&record.body);
+        self.push_position(origin, sequence);
+    }
+
+    /// Adds bytes that should have been a record. They arrived at an unknown time: now.
+    pub(crate) fn push_undecodable(
+        &mut self,
+        origin: &BatchOrigin,
+        sequence: Sequence,
+        bytes: &[u8],
+    ) {
+        self.company_id.append_null();
+        self.source_id.append_null();
+        self.received_at.append_value(origin.now);
+        self.event_name.append_null();
+        self.message_id.append_null();
+        self.http_path.append_null();
+        self.ip.append_null();
+        self.user_agent.append_null();
+        self.push_failure(&Invalid {
+            failure: Failure::Encoding,
+            path: "$",
+            message: "is not a record",
+        });
+        self.push_payload(bytes);
+        self.push_position(origin, sequence);
+    }
+
+    fn push_failure(&mut self, invalid: &Invalid) {
+        self.failure_type.append_value(invalid.failure.as_str());
+        self.errors.values().append_value(invalid.to_string());
+        self.errors.append(true);
+    }
+
+    fn push_payload(&mut self, bytes: &[u8]) {
+        let kept = &bytes[..bytes.len().min(PAYLOAD_BYTES_MAX)];
+        self.payload.append_value(kept);
+        self.payload_truncated
+            .append_value(kept.len() < bytes.len());
+        self.actual_bytes
+            .append_value(i64::try_from(bytes.len()).unwrap_or(i64::MAX));
+        self.replay_status.append_value("none");
+    }
+
+    fn push_position(&mut self, origin: &BatchOrigin, sequence: Sequence) {
+        let key = &origin.key;
+        self.quarantine_id
+            .append_value(format!("{}/{}/{sequence}", key.agent, key.epoch));
+        self.failed_at.append_value(origin.now);
+        self.agent_id.append_value(key.agent.as_str());
+        self.epoch.append_value(key.epoch.cast_signed());
+        self.sequence.append_value(sequence.cast_signed());
+    }
+
+    /// Returns the rows as one batch.
+    ///
+    /// # Errors
+    /// Only when the columns do not fit the schema, which a test excludes.
+    pub(crate) fn finish(mut self) -> Result<RecordBatch, ArrowError> {
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(self.quarantine_id.finish()),
+            Arc::new(self.company_id.finish()),
+            Arc::new(self.source_id.finish()),
+            Arc::new(self.received_at.finish()),
+            Arc::new(self.failed_at.finish()),
+            Arc::new(self.failure_type.finish()),
+            Arc::new(self.errors.finish()),
+            Arc::new(self.event_name.finish()),
+            Arc::new(self.message_id.finish()),
+            Arc::new(self.http_path.finish()),
+            Arc::new(self.ip.finish()),
+            Arc::new(self.user_agent.finish()),
+            Arc::new(self.payload.finish()),
+            Arc::new(self.payload_truncated.finish()),
+            Arc::new(self.actual_bytes.finish()),
+            Arc::new(self.replay_status.finish()),
+            Arc::new(self.agent_id.finish()),
+            Arc::new(self.epoch.finish()),
+            Arc::new(self.sequence.finish()),
+        ];
+        RecordBatch::try_new(Arc::clone(&SCHEMA), columns)
+    }
+}
+
+/// Returns the event's name and message id as far as they can be made out.
+fn names(body: &[u8]) -> (Option<String>, Option<String>) {
+    let value: Value = serde_json::from_slice(body).unwrap_or_default();
+    let text = |key: &str| {
+        let text = value.get(key)?.as_str()?;
+        Some(text.chars().take(TEXT_CHARS_MAX).collect())
+    };
+    (text("event"), text("messageId"))
+}

@@ -1,0 +1,198 @@
+//! What staging makes of bodies: which table, which columns, which sequence.
+
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
+use headwater_protocol::{Codec, EventType, Record, SourceKind};
+use serde_bytes::ByteBuf;
+
+use super::*;
+
+const NOW: i64 = 1_790_000_000_000_000;
+
+fn record(body: &str) -> Record {
+    Record {
+        received_at: NOW,
+        company_id: "acme".to_owned(),
+        source_id: "web".to_owned(),
+        source_kind: SourceKind::Server,
+        path: "/v1/batch".to_owned(),
+        event_type: None,
+        sent_at: None,
+        attempt: Some(1),
+        ip: Some("192.0.2.0".to_owned()),
+        user_agent: Some("Mozilla/5.0 (compatible; Examplebot/2.1)".to_owned()),
+        body: ByteBuf::from(body.as_bytes().to_vec()),
+    }
+}
+
+fn staged(records: &[u8], count: u32, from: Sequence) -> Result<Rows, StageError> {
+    let header = BatchHeader {
+        epoch: 5,
+        first_sequence: 1,
+        count,
+        codec: Codec::Zstd,
+        body_bytes: records.len() as u64,
+    };
+    let origin = BatchOrigin::new("agent-1".parse().unwrap(), 5, &header, NOW + 1);
+    let body = batch::compress(records).unwrap();
+    stage(&origin, &header, from, &body, &SkewMemory::default())
+}
+
+fn text<'a>(rows: &'a RecordBatch, column: &str) -> Option<&'a str> {
+    let array = rows.column_by_name(column).unwrap().as_string::<i32>();
+    array.is_valid(0).then(|| array.value(0))
+}
+
+#[test]
+fn columns_are_those_of_the_tables() {
+    let names = |spec: headwater_tables::TableSpec| -> Vec<String> {
+        let fields = spec.schema.as_struct().fields();
+        fields.iter().map(|field| field.name.clone()).collect()
+    };
+    let ours = |schema: &arrow::datatypes::SchemaRef| -> Vec<String> {
+        let fields = schema.fields();
+        fields.iter().map(|field| field.name().clone()).collect()
+    };
+    assert_eq!(
+        ours(&event_rows::SCHEMA),
+        names(headwater_tables::schema::raw_events())
+    );
+    assert_eq!(
+        ours(&quarantine_rows::SCHEMA),
+        names(headwater_tables::schema::raw_quarantine())
+    );
+    let index = |name: &str| event_rows::SCHEMA.index_of(name).unwrap();
+    use event_rows::column;
+    assert_eq!(index("company_id"), column::COMPANY_ID);
+    assert_eq!(index("message_id"), column::MESSAGE_ID);
+    assert_eq!(index("event_time"), column::EVENT_TIME);
+    assert_eq!(index("_sequence"), column::SEQUENCE);
+    let index = quarantine_rows::SCHEMA.index_of("_sequence").unwrap();
+    assert_eq!(index, quarantine_rows::SEQUENCE_COLUMN);
+}
+
+#[test]
+fn an_event_fills_its_columns() {
+    let body = r#"{"type":"track","event":"conversation_rated","messageId":"m-1","userId":"u-1",
+        "timestamp":"2026-09-21T10:00:00Z","properties":{"rating":4,"conversation_id":77,"z":1,"a":2},
+        "context":{"library":{"name":"analytics-python","version":"2.4"},"locale":"de",
+        "page":{"url":"https://a.example/x","path":"/x"}}}"#;
+    let rows = staged(&record(body).encode(), 1, 1).unwrap();
+    let events = rows.events;
+    let expected = [
+        ("company_id", Some("acme")),
+        ("message_id", Some("m-1")),
+        ("event_name", Some("Conversation Rated")),
+        ("event_name_raw", Some("conversation_rated")),
+        ("time_rule", Some("trusted")),
+        ("actor_type", Some("contact_user")),
+        ("actor_id", Some("u-1")),
+        ("contact_id", Some("u-1")),
+        ("admin_id", None),
+        ("conversation_id", Some("77")),
+        (
+            "properties",
+            Some(r#"{"a":2,"conversation_id":77,"rating":4,"z":1}"#),
+        ),
+        ("page_path", Some("/x")),
+        ("locale", Some("de")),
+        ("ip", Some("192.0.2.0")),
+        ("library_name", Some("analytics-python")),
+        ("traits", None),
+        ("ingest_batch_id", Some("agent-1/5/1+1")),
+        ("_agent_id", Some("agent-1")),
+    ];
+    for (column, value) in expected {
+        assert_eq!(text(&events, column), value, "{column}");
+    }
+    let rating = events.column_by_name("rating").unwrap();
+    assert_eq!(rating.as_primitive::<Int32Type>().value(0), 4);
+    let time = events.column_by_name("event_time").unwrap();
+    let expected = headwater_protocol::timestamp::parse("2026-09-21T10:00:00Z").unwrap();
+    assert_eq!(
+        time.as_primitive::<TimestampMicrosecondType>().value(0),
+        expected
+    );
+    let flags = events.column_by_name("flags").unwrap().as_list::<i32>();
+    let flags = flags.value(0);
+    let flags: Vec<_> = flags.as_string::<i32>().iter().flatten().collect();
+    assert_eq!(flags, ["bot"]);
+}
+
+#[test]
+fn a_promoted_property_of_another_type_is_null_and_kept_in_the_json() {
+    let body = r#"{"type":"track","event":"E","userId":"u","properties":{"rating":"four","team_id":{"x":1}}}"#;
+    let events = staged(&record(body).encode(), 1, 1).unwrap().events;
+    assert!(events.column_by_name("rating").unwrap().is_null(0));
+    assert_eq!(text(&events, "team_id"), None);
+    assert_eq!(
+        text(&events, "properties"),
+        Some(r#"{"rating":"four","team_id":{"x":1}}"#)
+    );
+}
+
+#[test]
+fn every_slot_becomes_one_row_with_its_sequence() {
+    let good = r#"{"type":"track","event":"E","userId":"u"}"#;
+    let mut body = record(good).encode();
+    record(r#"{"type":"track","event":"E","messageId":"m"}"#).encode_into(&mut body);
+    body.push(0x2a); // A number where a record should be.
+    record(good).encode_into(&mut body);
+    record("{").encode_into(&mut body);
+    let rows = staged(&body, 5, 1).unwrap();
+    let sequences = |rows: &RecordBatch, column| -> Vec<i64> {
+        rows.column(column)
+            .as_primitive::<Int64Type>()
+            .values()
+            .to_vec()
+    };
+    assert_eq!(
+        sequences(&rows.events, event_rows::column::SEQUENCE),
+        [1, 4]
+    );
+    assert_eq!(
+        sequences(&rows.quarantine, quarantine_rows::SEQUENCE_COLUMN),
+        [2, 3, 5]
+    );
+    let failures = rows.quarantine.column_by_name("failure_type").unwrap();
+    let failures: Vec<_> = failures.as_string::<i32>().iter().flatten().collect();
+    assert_eq!(failures, ["identity_missing", "encoding", "payload_format"]);
+    assert_eq!(text(&rows.quarantine, "message_id"), Some("m"));
+    assert_eq!(text(&rows.quarantine, "quarantine_id"), Some("agent-1/5/2"));
+}
+
+#[test]
+fn known_events_of_an_overlap_are_left_out() {
+    let one = record(r#"{"type":"identify","userId":"u"}"#).encode();
+    let rows = staged(&one.repeat(5), 5, 4).unwrap();
+    assert_eq!(rows.events.num_rows(), 2);
+}
+
+#[test]
+fn long_payloads_are_cut_and_say_so() {
+    let mut long = record("");
+    long.event_type = Some(EventType::Track);
+    long.body = ByteBuf::from(vec![b'x'; quarantine_rows::PAYLOAD_BYTES_MAX + 10]);
+    let rows = staged(&long.encode(), 1, 1).unwrap().quarantine;
+    let payload = rows.column_by_name("payload").unwrap().as_binary::<i32>();
+    assert_eq!(payload.value(0).len(), quarantine_rows::PAYLOAD_BYTES_MAX);
+    let truncated = rows.column_by_name("payload_truncated").unwrap();
+    assert!(truncated.as_boolean().value(0));
+    let actual = rows.column_by_name("actual_bytes").unwrap();
+    assert_eq!(
+        actual.as_primitive::<Int64Type>().value(0),
+        (quarantine_rows::PAYLOAD_BYTES_MAX + 10) as i64
+    );
+}
+
+#[test]
+fn a_body_with_another_count_is_refused() {
+    let one = record("{}").encode();
+    assert!(matches!(
+        staged(&one, 2, 1),
+        Err(StageError::Body(BodyError::Count {
+            expected: 2,
+            got: 1
+        }))
+    ));
+}

@@ -1,0 +1,234 @@
+//! Crashes around the two commits, and two collectors on one catalog.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use headwater_collector::RunError;
+use headwater_collector::commit::{CommitHook, CommitPoint, HookAction};
+use parking_lot::{Condvar, Mutex};
+
+use crate::world::{EPOCH, World, acked, is_bad, mixed};
+
+/// Kills the collector once, at the given point.
+struct KillAt {
+    point: CommitPoint,
+    done: AtomicBool,
+}
+
+impl CommitHook for KillAt {
+    fn at(&self, point: CommitPoint) -> HookAction {
+        if point == self.point && !self.done.swap(true, Ordering::SeqCst) {
+            HookAction::Kill
+        } else {
+            HookAction::Continue
+        }
+    }
+}
+
+async fn replay_after_kill_at(point: CommitPoint) {
+    let world = World::new();
+    let hook = Arc::new(KillAt {
+        point,
+        done: AtomicBool::new(false),
+    });
+    let collector = world.collector_with(world.config(), hook).await;
+    let agent = world.agent("agent-1", &collector).await;
+    // The kill takes the answer with it (EO-2).
+    assert_eq!(agent.send_records(1, &mixed(1..=30)).await, None);
+    let ended = collector.killed().await;
+    assert!(matches!(ended, RunError::Killed(killed) if killed.0 == point));
+
+    let collector = world.collector().await;
+    let agent = world.agent("agent-1", &collector).await;
+    let through = agent.welcome.committed_through;
+    assert_eq!(through == 30, point == CommitPoint::BeforeAcks);
+    // Other batch boundaries than before.
+    assert!(acked(agent.send_records(1, &mixed(1..=12)).await) >= 12);
+    assert_eq!(acked(agent.send_records(13, &mixed(13..=45)).await), 45);
+    world
+        .assert_events("agent-1", (1..=45).filter(|seq| !is_bad(*seq)))
+        .await;
+    world
+        .assert_quarantine("agent-1", (1..=45).filter(|seq| is_bad(*seq)))
+        .await;
+    collector.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_before_the_commits_loses_nothing() {
+    replay_after_kill_at(CommitPoint::Planned).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_between_quarantine_and_events_doubles_nothing() {
+    replay_after_kill_at(CommitPoint::BetweenCommits).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_before_the_acks_doubles_nothing() {
+    replay_after_kill_at(CommitPoint::BeforeAcks).await;
+}
+
+/// Holds its collector at a point until it is let go.
+pub(crate) struct Gate {
+    point: CommitPoint,
+    state: Mutex<State>,
+    changed: Condvar,
+    reached: tokio::sync::Notify,
+}
+
+#[derive(Default)]
+struct State {
+    is_open: bool,
+}
+
+impl Gate {
+    pub(crate) fn at(point: CommitPoint) -> Arc<Self> {
+        Arc::new(Self {
+            point,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            reached: tokio::sync::Notify::new(),
+        })
+    }
+
+    pub(crate) async fn reached(&self) {
+        self.reached.notified().await;
+    }
+
+    pub(crate) fn open(&self) {
+        self.state.lock().is_open = true;
+        self.changed.notify_all();
+    }
+}
+
+impl CommitHook for Gate {
+    fn at(&self, point: CommitPoint) -> HookAction {
+        if point == self.point {
+            let mut state = self.state.lock();
+            if !state.is_open {
+                self.reached.notify_one();
+            }
+            while !state.is_open {
+                tokio::task::block_in_place(|| self.changed.wait(&mut state));
+            }
+        }
+        HookAction::Continue
+    }
+}
+
+/// Two collectors get the same batches of one agent; the first has its base loaded when the second
+/// commits.
+async fn collide_at(point: CommitPoint, second_through: u64) {
+    let world = World::new();
+    let gate = Gate::at(point);
+    let first = world.collector_with(world.config(), gate.clone()).await;
+    let second = world.collector().await;
+    let to_first = world.agent("agent-1", &first).await;
+    let to_second = world.agent("agent-1", &second).await;
+    let slow = tokio::spawn(async move {
+        let reply = to_first.send_records(1, &mixed(1..=30)).await;
+        (to_first, reply)
+    });
+    gate.reached().await;
+    let records = mixed(1..=second_through);
+    let reply = to_second.send_records(1, &records).await;
+    assert_eq!(acked(reply), second_through);
+    gate.open();
+    let (to_first, reply) = slow.await.unwrap();
+    let through = second_through.max(30);
+    assert_eq!(acked(reply), through);
+    // Both go on from where the table stands.
+    let next = through + 1;
+    let records = mixed(next..=next + 9);
+    let (one, two) = tokio::join!(
+        to_first.send_records(next, &records),
+        to_second.send_records(next, &records)
+    );
+    let reached = [one, two]
+        .into_iter()
+        .filter_map(|reply| match reply.unwrap() {
+            headwater_protocol::BatchReply::Ack {
+                committed_through, ..
+            } => Some(committed_through),
+            // This collector has not seen the other's commit; the agent sends again.
+            headwater_protocol::BatchReply::Retry { .. } => None,
+            other => panic!("{other:?}"),
+        });
+    assert_eq!(reached.max(), Some(next + 9));
+    assert_eq!(world.watermark("agent-1", EPOCH).await, next + 9);
+    world
+        .assert_events("agent-1", (1..=next + 9).filter(|seq| !is_bad(*seq)))
+        .await;
+    world
+        .assert_quarantine("agent-1", (1..=next + 9).filter(|seq| is_bad(*seq)))
+        .await;
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_collectors_with_the_same_batch_store_it_once() {
+    collide_at(CommitPoint::Planned, 30).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_batch_that_another_collector_has_in_part_is_completed() {
+    collide_at(CommitPoint::Planned, 17).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_batch_that_another_collector_has_and_more_is_dropped() {
+    collide_at(CommitPoint::BetweenCommits, 40).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn quarantine_of_a_lost_race_is_not_repeated() {
+    collide_at(CommitPoint::BetweenCommits, 17).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_agents_on_two_collectors_lose_and_double_nothing() {
+    let world = World::new();
+    let first = world.collector().await;
+    let second = world.collector().await;
+    let work = (0..6u64).map(|n| {
+        let (world, first, second) = (&world, &first, &second);
+        async move {
+            let name = format!("agent-{n}");
+            let agents = [
+                world.agent(&name, first).await,
+                world.agent(&name, second).await,
+            ];
+            let mut next = 1;
+            while next <= 60 {
+                let agent = &agents[usize::from((next / 10 + n) % 2 == 0)];
+                match agent.send_records(next, &mixed(next..=next + 9)).await {
+                    Some(headwater_protocol::BatchReply::Ack {
+                        committed_through, ..
+                    }) => next = committed_through + 1,
+                    // The other collector took what is missing here: go there.
+                    Some(headwater_protocol::BatchReply::Retry { .. }) => {
+                        let other = &agents[usize::from((next / 10 + n) % 2 != 0)];
+                        let again = next.saturating_sub(10).max(1);
+                        let reply = other.send_records(again, &mixed(again..=next + 9)).await;
+                        next = acked(reply) + 1;
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    });
+    futures::future::join_all(work).await;
+    for n in 0..6 {
+        let name = format!("agent-{n}");
+        world
+            .assert_events(&name, (1..=60).filter(|seq| !is_bad(*seq)))
+            .await;
+        world
+            .assert_quarantine(&name, (1..=60).filter(|seq| is_bad(*seq)))
+            .await;
+    }
+    first.stop().await;
+    second.stop().await;
+}

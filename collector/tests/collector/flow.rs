@@ -1,0 +1,96 @@
+//! Back-pressure and the graceful stop.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use headwater_collector::commit::{CommitPoint, NoHook};
+use headwater_protocol::{BatchReply, batch};
+
+use crate::faults::Gate;
+use crate::world::{World, acked, hello, large, read_reply};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_full_budget_slows_the_agent_and_loses_nothing() {
+    let world = World::new();
+    let mut config = world.config();
+    config.quic.stream_window_bytes = 16 * 1024;
+    config.limits.batch_bytes_max = 100 * 1024;
+    config.limits.staged_bytes_max = 200 * 1024;
+    config.limits.park_ms = 20_000;
+    let gate = Gate::at(CommitPoint::Planned);
+    let collector = world.collector_with(config, gate.clone()).await;
+    let agent = world.agent("agent-1", &collector).await;
+    let written = AtomicUsize::new(0);
+    let sends = (0..8u64).map(|n| {
+        let (agent, written) = (&agent, &written);
+        async move {
+            let body = large(n + 1, 80_000).encode();
+            let header = agent.header(n + 1, 1, body.len());
+            let compressed = batch::compress(&body).unwrap();
+            let mut answer = agent.post(&header, &compressed).await.unwrap();
+            written.fetch_add(1, Ordering::SeqCst);
+            read_reply::<BatchReply>(&mut answer).await
+        }
+    });
+    let release = async {
+        gate.reached().await;
+        // Two bodies fit into the budget; the others stay with the agent, because each is larger
+        // than its stream's window.
+        while written.load(Ordering::SeqCst) < 2 {
+            tokio::task::yield_now().await;
+        }
+        agent_is_held(&written).await;
+        gate.open();
+    };
+    let (replies, ()) = tokio::join!(futures::future::join_all(sends), release);
+    for (n, reply) in replies.into_iter().enumerate() {
+        assert!(acked(reply) > n as u64);
+    }
+    world.assert_events("agent-1", 1..=8).await;
+    collector.stop().await;
+}
+
+/// Gives the network every chance to move more than it may.
+async fn agent_is_held(written: &AtomicUsize) {
+    for _ in 0..10_000 {
+        tokio::task::yield_now().await;
+        assert_eq!(written.load(Ordering::SeqCst), 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_graceful_stop_commits_and_acks_what_is_staged() {
+    let world = World::new();
+    let mut config = world.config();
+    config.commit.interval_ms = 600_000;
+    let collector = world.collector_with(config, Arc::new(NoHook)).await;
+    let agent = world.agent("agent-1", &collector).await;
+    // The first commit does not wait for an interval, the second does.
+    assert_eq!(acked(agent.send(1..=10).await), 10);
+    let stop = async {
+        agent.until_staged(21).await;
+        collector.stop.cancel();
+    };
+    let (reply, ()) = tokio::join!(agent.send(11..=20), stop);
+    assert_eq!(acked(reply), 20);
+    collector.running.finished().await.unwrap();
+    world.assert_events("agent-1", 1..=20).await;
+    // Nobody listens any more.
+    assert!(agent.send(21..=21).await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_session_replaces_the_old_one() {
+    let world = World::new();
+    let collector = world.collector().await;
+    let old = world.agent("agent-1", &collector).await;
+    let new = world.agent("agent-1", &collector).await;
+    old.connection.closed().await;
+    assert_eq!(acked(new.send(1..=3).await), 3);
+    let other = world
+        .connect("agent-2", hello("agent-2", 1), collector.address)
+        .await;
+    assert!(other.is_ok());
+    assert_eq!(acked(new.send(4..=4).await), 4);
+    collector.stop().await;
+}

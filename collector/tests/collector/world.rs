@@ -1,0 +1,387 @@
+//! A catalog and a PKI in a temporary directory, collectors on them, an agent that speaks the wire,
+//! and what the tables really hold.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::AsArray;
+use arrow::datatypes::Int64Type;
+use futures::TryStreamExt;
+use headwater_collector::commit::{CommitHook, NoHook};
+use headwater_collector::{Config, RunError, Running, start_with};
+use headwater_protocol::{
+    ALPN, BatchHeader, BatchReply, Codec, Hello, HelloReply, Record, SourceKind, Welcome, batch,
+    frame,
+};
+use headwater_service::clock::SystemClock;
+use headwater_service::tls::{TlsFiles, mutual_client};
+use headwater_tables::watermark::Watermarks;
+use headwater_tables::{Catalog, CatalogConfig, Table, TableName, schema};
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
+};
+use serde_bytes::ByteBuf;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) const NOW: i64 = 1_790_000_000_000_000;
+pub(crate) const EPOCH: u64 = 1_790_000_000_000;
+
+pub(crate) struct World {
+    dir: TempDir,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let ca = params.self_signed(&key).unwrap();
+        std::fs::write(dir.path().join("ca.pem"), ca.pem()).unwrap();
+        let world = Self {
+            dir,
+            issuer: Issuer::new(params, key),
+        };
+        world.certificate("collector");
+        world
+    }
+
+    /// Writes a certificate for the common name and returns its files.
+    pub(crate) fn certificate(&self, name: &str) -> TlsFiles {
+        let files = self.files(name);
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        std::fs::write(&files.certificate, certificate.pem()).unwrap();
+        std::fs::write(&files.key, key.serialize_pem()).unwrap();
+        files
+    }
+
+    fn files(&self, name: &str) -> TlsFiles {
+        TlsFiles {
+            certificate: self.path(&format!("{name}.pem")),
+            key: self.path(&format!("{name}.key")),
+            ca: self.path("ca.pem"),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn catalog_config(&self) -> CatalogConfig {
+        CatalogConfig {
+            uri: format!("sqlite://{}", self.path("catalog.db").display()),
+            warehouse: self.path("warehouse"),
+        }
+    }
+
+    /// Settings with short times and free ports.
+    pub(crate) fn config(&self) -> Config {
+        let path = |path: &Path| format!("{:?}", path.display().to_string());
+        let tls = self.files("collector");
+        let catalog = self.catalog_config();
+        let text = format!(
+            "[quic]\nlisten = '127.0.0.1:0'\n[admin]\nlisten = '127.0.0.1:0'\n\
+             [tls]\ncertificate = {}\nkey = {}\nca = {}\n\
+             [catalog]\nuri = {:?}\nwarehouse = {}\n\
+             [commit]\ninterval_ms = 20\nretry_min_ms = 5\nretry_max_ms = 50\n\
+             [limits]\npark_ms = 50\nretry_after_ms = 1\n",
+            path(&tls.certificate),
+            path(&tls.key),
+            path(&tls.ca),
+            catalog.uri,
+            path(&catalog.warehouse),
+        );
+        let config: Config = toml::from_str(&text).unwrap();
+        config.validate().unwrap();
+        config
+    }
+
+    pub(crate) async fn collector(&self) -> Collector {
+        self.collector_with(self.config(), Arc::new(NoHook)).await
+    }
+
+    pub(crate) async fn collector_with(
+        &self,
+        config: Config,
+        hook: Arc<dyn CommitHook>,
+    ) -> Collector {
+        let stop = CancellationToken::new();
+        let running = start_with(config, SystemClock::shared(), stop.clone(), hook)
+            .await
+            .unwrap();
+        Collector {
+            address: running.address,
+            running,
+            stop,
+        }
+    }
+
+    /// Connects `name` with a certificate of that name.
+    pub(crate) async fn agent(&self, name: &str, collector: &Collector) -> Agent {
+        let hello = hello(name, EPOCH);
+        self.connect(name, hello, collector.address).await.unwrap()
+    }
+
+    /// Connects with the certificate of `certified` and says `hello`; the error is the refusal.
+    pub(crate) async fn connect(
+        &self,
+        certified: &str,
+        hello: Hello,
+        address: SocketAddr,
+    ) -> Result<Agent, String> {
+        let files = self.certificate(certified);
+        let tls = mutual_client(&files, ALPN).unwrap();
+        let crypto = QuicClientConfig::try_from(tls).unwrap();
+        let mut endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+        endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
+        let connection = endpoint
+            .connect(address, "localhost")
+            .unwrap()
+            .await
+            .unwrap();
+        let (mut send, mut recv) = connection.open_bi().await.unwrap();
+        send.write_all(&frame::encode(&hello)).await.unwrap();
+        match read_reply(&mut recv).await.unwrap() {
+            HelloReply::Welcome(welcome) => Ok(Agent {
+                epoch: hello.epoch,
+                connection,
+                welcome,
+                _endpoint: endpoint,
+                _session: (send, recv),
+            }),
+            HelloReply::Refused { reason } => Err(reason),
+        }
+    }
+
+    async fn table(&self, name: &TableName) -> Table {
+        let catalog = Catalog::open(&self.catalog_config()).await.unwrap();
+        catalog.load(name).await.unwrap()
+    }
+
+    pub(crate) async fn events(&self) -> Table {
+        self.table(&schema::RAW_EVENTS).await
+    }
+
+    pub(crate) async fn quarantine(&self) -> Table {
+        self.table(&schema::RAW_QUARANTINE).await
+    }
+
+    pub(crate) async fn watermark(&self, agent: &str, epoch: u64) -> u64 {
+        let marks = Watermarks::of(&self.events().await).unwrap();
+        marks.get(agent, epoch)
+    }
+
+    /// Checks that the events of the agent are exactly these sequences, each once (EO-1).
+    pub(crate) async fn assert_events(&self, agent: &str, expected: impl Iterator<Item = u64>) {
+        let stored = sequences(&self.events().await).await;
+        let expected: Vec<u64> = expected.collect();
+        assert_eq!(stored.get(agent).unwrap_or(&Vec::new()), &expected);
+    }
+
+    pub(crate) async fn assert_quarantine(&self, agent: &str, expected: impl Iterator<Item = u64>) {
+        let stored = sequences(&self.quarantine().await).await;
+        let expected: Vec<u64> = expected.collect();
+        assert_eq!(stored.get(agent).unwrap_or(&Vec::new()), &expected);
+    }
+}
+
+/// Reads every row and returns the sorted sequences of each agent, all epochs together.
+async fn sequences(table: &Table) -> BTreeMap<String, Vec<u64>> {
+    let mut found: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    if table.metadata().current_snapshot().is_none() {
+        return found;
+    }
+    let scan = table.scan().select(["_agent_id", "_sequence"]).build();
+    let rows = scan.unwrap().to_arrow().await.unwrap();
+    for rows in rows.try_collect::<Vec<_>>().await.unwrap() {
+        let agents = rows.column_by_name("_agent_id").unwrap();
+        let sequences = rows.column_by_name("_sequence").unwrap();
+        let sequences = sequences.as_primitive::<Int64Type>().values();
+        for (agent, sequence) in agents.as_string::<i32>().iter().zip(sequences) {
+            let agent = agent.unwrap().to_owned();
+            found.entry(agent).or_default().push(*sequence as u64);
+        }
+    }
+    for sequences in found.values_mut() {
+        sequences.sort_unstable();
+    }
+    found
+}
+
+pub(crate) struct Collector {
+    pub(crate) address: SocketAddr,
+    pub(crate) running: Running,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Collector {
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        self.running.finished().await.unwrap();
+    }
+
+    /// Waits for the end that a fault hook brings.
+    pub(crate) async fn killed(self) -> RunError {
+        self.running.finished().await.unwrap_err()
+    }
+}
+
+pub(crate) struct Agent {
+    pub(crate) epoch: u64,
+    pub(crate) connection: Connection,
+    pub(crate) welcome: Welcome,
+    _endpoint: Endpoint,
+    _session: (SendStream, RecvStream),
+}
+
+impl Agent {
+    /// Sends the events of `range`; every seventh is invalid where `mixed`.
+    pub(crate) async fn send(&self, range: RangeInclusive<u64>) -> Option<BatchReply> {
+        self.send_records(*range.start(), &range.map(good).collect::<Vec<_>>())
+            .await
+    }
+
+    /// Sends records; `None` when the connection ends before the answer.
+    pub(crate) async fn send_records(&self, first: u64, records: &[Record]) -> Option<BatchReply> {
+        let mut body = Vec::new();
+        for record in records {
+            record.encode_into(&mut body);
+        }
+        let header = self.header(first, records.len() as u32, body.len());
+        self.send_raw(&header, &batch::compress(&body).unwrap())
+            .await
+    }
+
+    pub(crate) fn header(&self, first: u64, count: u32, body_bytes: usize) -> BatchHeader {
+        BatchHeader {
+            epoch: self.epoch,
+            first_sequence: first,
+            count,
+            codec: Codec::Zstd,
+            body_bytes: body_bytes as u64,
+        }
+    }
+
+    pub(crate) async fn send_raw(&self, header: &BatchHeader, body: &[u8]) -> Option<BatchReply> {
+        let mut recv = self.post(header, body).await?;
+        read_reply(&mut recv).await
+    }
+
+    /// Sends a batch and returns where its answer will come.
+    pub(crate) async fn post(&self, header: &BatchHeader, body: &[u8]) -> Option<RecvStream> {
+        let (mut send, recv) = self.connection.open_bi().await.ok()?;
+        send.write_all(&frame::encode(header)).await.ok()?;
+        send.write_all(body).await.ok()?;
+        send.finish().ok()?;
+        Some(recv)
+    }
+
+    /// Waits until everything before `next` is staged: a batch that comes too early is told which
+    /// sequence is expected.
+    pub(crate) async fn until_staged(&self, next: u64) {
+        let expected = format!("sequence `{next}` comes first");
+        loop {
+            match self.send(next + 1..=next + 1).await.unwrap() {
+                BatchReply::Retry { reason, .. } if reason.contains(&expected) => return,
+                BatchReply::Retry { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+pub(crate) async fn read_reply<T: serde::de::DeserializeOwned>(recv: &mut RecvStream) -> Option<T> {
+    let mut prefix = [0; 4];
+    recv.read_exact(&mut prefix).await.ok()?;
+    let mut message = vec![0; frame::length(prefix).unwrap()];
+    recv.read_exact(&mut message).await.ok()?;
+    Some(frame::decode(&message).unwrap())
+}
+
+pub(crate) fn hello(agent: &str, epoch: u64) -> Hello {
+    Hello {
+        protocol_version: headwater_protocol::PROTOCOL_VERSION,
+        agent_id: agent.parse().unwrap(),
+        epoch,
+        lowest_unacknowledged: 1,
+        build: "test".to_owned(),
+        host: "test".to_owned(),
+    }
+}
+
+fn record(body: String) -> Record {
+    Record {
+        received_at: NOW,
+        company_id: "acme".to_owned(),
+        source_id: "web".to_owned(),
+        source_kind: SourceKind::Server,
+        path: "/v1/batch".to_owned(),
+        event_type: None,
+        sent_at: None,
+        attempt: None,
+        ip: None,
+        user_agent: None,
+        body: ByteBuf::from(body.into_bytes()),
+    }
+}
+
+/// A valid event that names its sequence.
+pub(crate) fn good(sequence: u64) -> Record {
+    record(format!(
+        r#"{{"type":"track","event":"Signed In","messageId":"m-{sequence}","userId":"u"}}"#
+    ))
+}
+
+/// An event without any identity.
+pub(crate) fn bad(sequence: u64) -> Record {
+    record(format!(
+        r#"{{"type":"track","event":"Signed In","messageId":"m-{sequence}"}}"#
+    ))
+}
+
+/// A valid event with `bytes` that do not compress well.
+pub(crate) fn large(sequence: u64, bytes: usize) -> Record {
+    let noise: String = (0..bytes / 2)
+        .map(|_| format!("{:02x}", rand::random::<u8>()))
+        .collect();
+    record(format!(
+        r#"{{"type":"track","event":"E","messageId":"m-{sequence}","userId":"u","properties":{{"noise":"{noise}"}}}}"#
+    ))
+}
+
+pub(crate) fn is_bad(sequence: u64) -> bool {
+    sequence % 7 == 3
+}
+
+/// Valid and invalid events mixed.
+pub(crate) fn mixed(range: RangeInclusive<u64>) -> Vec<Record> {
+    let record = |sequence| {
+        if is_bad(sequence) {
+            bad(sequence)
+        } else {
+            good(sequence)
+        }
+    };
+    range.map(record).collect()
+}
+
+/// Returns how far an Ack reaches.
+pub(crate) fn acked(reply: Option<BatchReply>) -> u64 {
+    match reply {
+        Some(BatchReply::Ack {
+            committed_through, ..
+        }) => committed_through,
+        other => panic!("no ack but {other:?}"),
+    }
+}
