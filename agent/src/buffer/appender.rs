@@ -1,0 +1,427 @@
+//! The one writer of the buffer: turns groups of records into durable positions, keeps the disk
+//! bound, and brings the store back after an error.
+
+use std::sync::Arc;
+
+use metrics::{counter, gauge};
+use tracing::{error, info, warn};
+
+use super::chunk::{Position, RECORD_BYTES_MAX};
+use super::files::{self, Marks, Reserve};
+use super::generation::{self, Generation, StoreError};
+use super::{Buffer, OpenError, Slot};
+use crate::config::BufferConfig;
+use crate::metrics::{APPENDED_BYTES, BUFFER_DISK_BYTES, BUFFERED_EVENTS, GENERATIONS};
+
+/// What a new generation and the log's granularity may add on top of the events, in bytes.
+const GROWTH_SLACK_BYTES: u64 = 2 << 20;
+
+/// A drained generation above this is left for a new one even when there is nothing to append, so
+/// that the disk comes back (D-3).
+const DRAINED_BYTES_MAX: u64 = 32 << 20;
+
+/// Why records were not accepted. The client is told to come back; nothing that was accepted before
+/// is touched.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// The buffer has reached its bound. Space comes back with acks.
+    #[error("buffer holds `{used}` bytes of at most `{bound}`")]
+    Full {
+        /// Bytes taken now.
+        used: u64,
+        /// `buffer.disk_bytes_max`.
+        bound: u64,
+    },
+    /// The file system is full or nearly so.
+    #[error("disk has less than `{wanted}` bytes free")]
+    DiskFull {
+        /// `buffer.disk_free_bytes_min`.
+        wanted: u64,
+    },
+    /// The store failed; another generation follows. It is not known whether these records are durable.
+    #[error("{0}")]
+    Store(String),
+    /// A record is larger than the buffer can cut.
+    #[error("record of `{0}` bytes is too large for the buffer")]
+    TooLarge(usize),
+    /// More waits for the disk than is allowed.
+    #[error("too many events wait for the disk")]
+    Overload,
+    /// The agent stops.
+    #[error("the agent is stopping")]
+    Stopped,
+}
+
+impl AppendError {
+    /// Returns the value of the metric label `reason`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Full { .. } => "full",
+            Self::DiskFull { .. } => "disk",
+            Self::Store(_) | Self::TooLarge(_) => "store",
+            Self::Overload => "overload",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// The writer. There is one per buffer.
+#[derive(Debug)]
+pub struct Appender {
+    buffer: Buffer,
+    config: BufferConfig,
+    generation_bytes_max: u64,
+    /// `None` after an error until the store is open again.
+    tail: Option<Arc<Generation>>,
+    /// First position of the generation being written.
+    tail_start: Position,
+    tail_bytes: u64,
+    next: Position,
+    reserve: Reserve,
+    disk_low: bool,
+    marks_written: (Position, Position),
+}
+
+impl Appender {
+    pub(super) fn open(
+        buffer: Buffer,
+        config: &BufferConfig,
+        marks: Marks,
+    ) -> Result<Self, OpenError> {
+        let directory = config.directory.clone();
+        let mut appender = Self {
+            reserve: Reserve::open(&directory, config.reserve_bytes),
+            generation_bytes_max: config.generation_bytes_max.min(config.disk_bytes_max / 8),
+            config: config.clone(),
+            tail: None,
+            tail_start: 0,
+            tail_bytes: 0,
+            next: 0,
+            disk_low: false,
+            marks_written: (0, 0),
+            buffer,
+        };
+        appender.drop_drained_and_missing(marks);
+        let floor = marks.durable.max(marks.sent).max(marks.acked);
+        let opened = appender.attach(floor).or_else(|error| {
+            if error.is_disk_full() {
+                appender.reserve.release();
+                return appender.attach(floor);
+            }
+            Err(error)
+        });
+        opened.map_err(|error| OpenError::Store {
+            directory: directory.clone(),
+            message: error.to_string(),
+        })?;
+        {
+            let mut state = appender.buffer.shared.state.lock();
+            let acked = state.acked;
+            state.acked = state.epochs.acknowledge(acked);
+            appender.buffer.write_identity(&state);
+        }
+        appender
+            .buffer
+            .write_marks(0)
+            .map_err(|source| OpenError::Io { directory, source })?;
+        appender.watch_disk();
+        let head = appender.buffer.head();
+        info!(
+            epoch = head.stretch.epoch,
+            events = appender.buffer.buffered(),
+            generations = appender.buffer.generations(),
+            "buffer is open"
+        );
+        Ok(appender)
+    }
+
+    /// Deletes what was acknowledged before the last stop and writes off what has vanished.
+    fn drop_drained_and_missing(&mut self, marks: Marks) {
+        let (drained, first) = {
+            let mut state = self.buffer.shared.state.lock();
+            let starts: Vec<Position> = state.generations.keys().copied().collect();
+            let drained: Vec<Position> = starts
+                .windows(2)
+                .take_while(|pair| pair[1] <= marks.acked + 1)
+                .map(|pair| pair[0])
+                .collect();
+            for start in &drained {
+                state.generations.remove(start);
+            }
+            (drained, state.generations.keys().next().copied())
+        };
+        for start in drained {
+            self.buffer.delete_generation(start);
+        }
+        if let Some(first) = first.filter(|first| *first > marks.acked + 1) {
+            self.buffer.lose(marks.acked + 1, first - 1);
+        }
+    }
+
+    /// Opens the newest generation for writing, or begins one, so that no position up to `floor` is
+    /// used again. What is missing up to `floor` is lost.
+    fn attach(&mut self, floor: Position) -> Result<(), StoreError> {
+        let newest = {
+            let state = self.buffer.shared.state.lock();
+            state.generations.keys().next_back().copied()
+        };
+        let mut last = None;
+        if let Some(start) = newest {
+            match self.attach_to(start) {
+                Ok(through) => last = Some(through),
+                Err(error) if error.is_transient() => return Err(error),
+                Err(error) => {
+                    error!(start, %error, "the newest generation cannot be opened");
+                    self.buffer.quarantine(start);
+                    let acked = self.buffer.head().acked;
+                    last = Some((start - 1).max(acked));
+                    self.tail = None;
+                    // Its end is unknown: keep clear of every position it may have held.
+                    let floor = floor.max(start);
+                    return self.begin_after(last, floor);
+                }
+            }
+        }
+        self.begin_after(last, floor)
+    }
+
+    fn attach_to(&mut self, start: Position) -> Result<Position, StoreError> {
+        let generation = Arc::new(Generation::open(
+            &self.buffer.generations_directory(),
+            start,
+        )?);
+        let through = generation.repair()?;
+        self.tail_bytes = generation.disk_bytes() / 2;
+        self.tail_start = start;
+        self.tail = Some(generation.clone());
+        self.buffer
+            .shared
+            .state
+            .lock()
+            .generations
+            .insert(start, Slot::Open(generation));
+        Ok(through)
+    }
+
+    fn begin_after(&mut self, last: Option<Position>, floor: Position) -> Result<(), StoreError> {
+        let last = last.unwrap_or_else(|| self.buffer.head().acked);
+        self.next = last.max(floor) + 1;
+        self.buffer.shared.durable.send_replace(self.next - 1);
+        if last < floor {
+            self.buffer.lose(last + 1, floor);
+            self.tail = None;
+        }
+        if self.tail.is_none() {
+            self.rotate()?;
+        }
+        Ok(())
+    }
+
+    /// Returns the position that the next record gets.
+    pub fn next(&self) -> Position {
+        self.next
+    }
+
+    /// Appends records in order and makes them durable: on `Ok` they survive a power cut (D-1) and
+    /// readers see them. Blocks on the disk.
+    ///
+    /// # Errors
+    /// See [`AppendError`]. After [`AppendError::Store`] some of the records may be in the buffer all
+    /// the same: a client that sends them again makes duplicates, which are found by message id.
+    pub fn append(&mut self, records: &[&[u8]]) -> Result<(), AppendError> {
+        let Some(largest) = records.iter().map(|record| record.len()).max() else {
+            return Ok(());
+        };
+        if largest > RECORD_BYTES_MAX {
+            return Err(AppendError::TooLarge(largest));
+        }
+        let bytes: u64 = records.iter().map(|record| record.len() as u64).sum();
+        self.recover()?;
+        if self.disk_low {
+            return Err(AppendError::DiskFull {
+                wanted: self.config.disk_free_bytes_min,
+            });
+        }
+        self.check_bound(bytes)?;
+        self.rotate_if_due(records.len() as u64, bytes)?;
+        let Some(tail) = self.tail.clone() else {
+            return Err(AppendError::Store(
+                "there is no generation to append to".to_owned(),
+            ));
+        };
+        if let Err(error) = tail.append(self.next, records.iter().copied()) {
+            drop(tail);
+            return Err(self.fail(&error));
+        }
+        self.next += records.len() as u64;
+        self.tail_bytes += bytes;
+        counter!(APPENDED_BYTES).increment(bytes);
+        // D-1: only now may anybody see or acknowledge them.
+        self.buffer.shared.durable.send_replace(self.next - 1);
+        Ok(())
+    }
+
+    fn check_bound(&mut self, bytes: u64) -> Result<(), AppendError> {
+        let bound = self.config.disk_bytes_max;
+        let growth = bytes.saturating_mul(2) + GROWTH_SLACK_BYTES;
+        if self.used_bytes() + growth <= bound {
+            return Ok(());
+        }
+        if self.is_drained() && self.tail_start < self.next {
+            self.rotate().map_err(|error| self.fail(&error))?;
+        }
+        let used = self.used_bytes();
+        if used + growth <= bound {
+            Ok(())
+        } else {
+            Err(AppendError::Full { used, bound })
+        }
+    }
+
+    fn used_bytes(&self) -> u64 {
+        self.buffer.disk_bytes() + self.reserve.held_bytes()
+    }
+
+    fn is_drained(&self) -> bool {
+        self.buffer.head().acked + 1 >= self.next
+    }
+
+    fn rotate_if_due(&mut self, events: u64, bytes: u64) -> Result<(), AppendError> {
+        let held = self.next - self.tail_start;
+        let due = held + events > self.config.generation_events_max
+            || self.tail_bytes + bytes > self.generation_bytes_max
+            || self.buffer.shared.state.lock().tail_damaged;
+        if due && held > 0 {
+            self.rotate().map_err(|error| self.fail(&error))?;
+        }
+        Ok(())
+    }
+
+    /// Begins a new generation at the next position.
+    fn rotate(&mut self) -> Result<(), StoreError> {
+        let parent = self.buffer.generations_directory();
+        let path = generation::directory(&parent, self.next);
+        if path.exists() {
+            // Left by an attempt that failed before anything was accepted into it.
+            std::fs::remove_dir_all(&path)?;
+        }
+        let generation = Arc::new(Generation::create(&parent, self.next)?);
+        let mut state = self.buffer.shared.state.lock();
+        let acked = state.acked;
+        if let Some(previous) = state.generations.get_mut(&self.tail_start)
+            && acked + 1 < self.tail_start
+        {
+            // Not the oldest: it stays closed until shipping comes to it.
+            *previous = Slot::Closed {
+                disk_bytes: previous.disk_bytes(),
+            };
+        }
+        state
+            .generations
+            .insert(self.next, Slot::Open(generation.clone()));
+        state.tail_damaged = false;
+        drop(state);
+        self.tail = Some(generation);
+        self.tail_start = self.next;
+        self.tail_bytes = 0;
+        // Lets a predecessor that is already drained go.
+        self.buffer.acknowledge(acked);
+        Ok(())
+    }
+
+    /// Gives the generation up after an error; [`Self::recover`] begins another.
+    fn fail(&mut self, error: &StoreError) -> AppendError {
+        error!(%error, "appending failed; another generation follows");
+        self.tail = None;
+        let mut state = self.buffer.shared.state.lock();
+        if let Some(slot) = state.generations.get_mut(&self.tail_start) {
+            *slot = Slot::Closed {
+                disk_bytes: slot.disk_bytes(),
+            };
+        }
+        drop(state);
+        if error.is_disk_full() {
+            self.reserve.release();
+            self.disk_low = true;
+            return AppendError::DiskFull {
+                wanted: self.config.disk_free_bytes_min,
+            };
+        }
+        AppendError::Store(error.to_string())
+    }
+
+    /// Begins a new generation after an error. The failed one keeps what was acknowledged; what its
+    /// last, unacknowledged group left in it lies beyond the new start and is never read.
+    fn recover(&mut self) -> Result<(), AppendError> {
+        if self.tail.is_some() {
+            return Ok(());
+        }
+        if let Err(error) = self.rotate() {
+            return Err(self.fail(&error));
+        }
+        info!(next = self.next, "appending goes on in a new generation");
+        Ok(())
+    }
+
+    /// Does what is due about once a second: marks, free disk, recovery, space to give back.
+    pub fn maintain(&mut self) {
+        if let Err(error) = self.recover() {
+            warn!(%error, "no generation can be begun yet");
+        }
+        let marks = (self.buffer.head().acked, self.next);
+        if marks != self.marks_written {
+            match self.buffer.write_marks(0) {
+                Ok(()) => self.marks_written = marks,
+                Err(error) => warn!(%error, "marks cannot be written"),
+            }
+        }
+        self.watch_disk();
+        let large = DRAINED_BYTES_MAX.min(self.config.disk_bytes_max / 8);
+        let drained = self.is_drained()
+            && self
+                .tail
+                .as_ref()
+                .is_some_and(|tail| tail.disk_bytes() > large)
+            && self.tail_start < self.next;
+        let damaged = self.buffer.shared.state.lock().tail_damaged && self.tail_start < self.next;
+        if (drained || damaged)
+            && let Err(error) = self.rotate()
+        {
+            warn!(%error, "a new generation cannot be begun");
+        }
+        self.show();
+    }
+
+    fn watch_disk(&mut self) {
+        let wanted = self.config.disk_free_bytes_min;
+        match files::free_bytes(&self.config.directory) {
+            Ok(free) => {
+                let low = free < wanted;
+                if low != self.disk_low {
+                    warn!(free, wanted, low, "free disk space crossed its bound");
+                }
+                self.disk_low = low;
+                let bound = self.config.disk_bytes_max;
+                let room = self.used_bytes() + self.reserve.wanted_bytes() <= bound;
+                if room && free > wanted + self.reserve.wanted_bytes() * 2 {
+                    self.reserve.take();
+                }
+            }
+            Err(error) => warn!(%error, "free disk space cannot be read"),
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+    fn show(&self) {
+        gauge!(BUFFERED_EVENTS).set(self.buffer.buffered() as f64);
+        gauge!(BUFFER_DISK_BYTES).set(self.used_bytes() as f64);
+        gauge!(GENERATIONS).set(self.buffer.generations() as f64);
+    }
+
+    /// Writes the marks for the last time. Events are durable already.
+    pub fn close(self) {
+        if let Err(error) = self.buffer.write_marks(0) {
+            warn!(%error, "marks cannot be written at the stop");
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! The small files around the store: the lock, the identity `buffer.json`, the marks and the reserve.
+//!
+//! The marks stand outside the store because a damaged store can open with a silently lost tail, or
+//! empty: comparing with them at open is what notices it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use headwater_protocol::AgentId;
+use serde::{Deserialize, Serialize};
+
+use super::chunk::Position;
+use super::epochs::Epochs;
+
+/// Makes `directory` and its parents durable entries.
+pub(super) fn create_directory(directory: &Path) -> io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = directory
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
+        create_directory(parent)?;
+    }
+    match fs::create_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    sync_parent(directory)
+}
+
+/// Makes the entry of `path` in its directory durable.
+pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    sync_directory(parent.unwrap_or(Path::new(".")))
+}
+
+/// Makes the entries of `directory` durable.
+pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// Takes the lock of the buffer; it is released when the file is dropped or the process ends.
+/// `None` when another process holds it.
+pub(super) fn lock(directory: &Path) -> io::Result<Option<File>> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(directory.join("lock"))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Returns the bytes that `path` and all below it take on disk; 0 for what vanishes meanwhile.
+pub(super) fn disk_bytes(path: &Path) -> u64 {
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return 0;
+    };
+    let own = metadata.blocks() * 512;
+    if !metadata.is_dir() {
+        return own;
+    }
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    own + entries.map(|entry| disk_bytes(&entry.path())).sum::<u64>()
+}
+
+/// Returns the bytes of the file system that a program without privileges may still use.
+pub(super) fn free_bytes(directory: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(directory)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Who the buffer belongs to and how its positions are numbered on the wire.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Identity {
+    version: u32,
+    pub(super) agent_id: AgentId,
+    pub(super) epochs: Epochs,
+}
+
+impl Identity {
+    pub(super) fn new(agent_id: AgentId, epochs: Epochs) -> Self {
+        Self {
+            version: 1,
+            agent_id,
+            epochs,
+        }
+    }
+
+    /// Reads the file; `Ok(None)` when there is none, an error of kind `InvalidData` when it cannot be
+    /// understood.
+    pub(super) fn read(directory: &Path) -> io::Result<Option<Self>> {
+        let bytes = match fs::read(directory.join("buffer.json")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let identity: Self = serde_json::from_slice(&bytes).map_err(io::Error::from)?;
+        if identity.version == 1 && identity.epochs.is_sound() {
+            Ok(Some(identity))
+        } else {
+            Err(io::ErrorKind::InvalidData.into())
+        }
+    }
+
+    /// Replaces the file in one step and makes that durable.
+    pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
+        let path = directory.join("buffer.json");
+        let new = directory.join("buffer.json.new");
+        let mut file = File::create(&new)?;
+        file.write_all(&serde_json::to_vec_pretty(self)?)?;
+        file.sync_all()?;
+        fs::rename(&new, &path)?;
+        sync_directory(directory)
+    }
+}
+
+/// Positions that outlive the store.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Marks {
+    /// Everything up to here is committed; never read again.
+    pub(super) acked: Position,
+    /// Everything that may have reached a collector is at most this.
+    pub(super) sent: Position,
+    /// Everything up to here was durable; fewer at open means loss.
+    pub(super) durable: Position,
+}
+
+const SLOT_BYTES: usize = 512;
+
+/// The file `marks`: two slots of text written in turn, so that a torn write leaves the other one.
+/// The blocks are allocated once, so it can be written on a full disk.
+#[derive(Debug)]
+pub(super) struct MarksFile {
+    file: File,
+    counter: u64,
+}
+
+impl MarksFile {
+    /// Opens or makes the file and returns the newest sound marks, if there are any.
+    pub(super) fn open(directory: &Path) -> io::Result<(Self, Option<Marks>)> {
+        let path = directory.join("marks");
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        let newest = bytes
+            .chunks(SLOT_BYTES)
+            .filter_map(parse_slot)
+            .max_by_key(|slot| slot.0);
+        if bytes.len() < 2 * SLOT_BYTES {
+            file.write_all_at(&[b' '; 2 * SLOT_BYTES][bytes.len()..], bytes.len() as u64)?;
+            file.sync_all()?;
+            sync_parent(&path)?;
+        }
+        let counter = newest.map_or(0, |slot| slot.0);
+        Ok((Self { file, counter }, newest.map(|slot| slot.1)))
+    }
+
+    /// Writes `marks` durably.
+    pub(super) fn write(&mut self, marks: Marks) -> io::Result<()> {
+        self.counter += 1;
+        let Marks {
+            acked,
+            sent,
+            durable,
+        } = marks;
+        let text = format!(
+            "{} acked {acked} sent {sent} durable {durable}",
+            self.counter
+        );
+        let crc = crc32fast::hash(text.as_bytes());
+        let mut slot = format!("{text} crc {crc:08x}").into_bytes();
+        slot.resize(SLOT_BYTES - 1, b' ');
+        slot.push(b'\n');
+        let offset = (self.counter % 2) * SLOT_BYTES as u64;
+        self.file.write_all_at(&slot, offset)?;
+        self.file.sync_data()
+    }
+}
+
+fn parse_slot(slot: &[u8]) -> Option<(u64, Marks)> {
+    let line = std::str::from_utf8(slot).ok()?.trim();
+    let (text, crc) = line.split_once(" crc ")?;
+    if u32::from_str_radix(crc, 16).ok()? != crc32fast::hash(text.as_bytes()) {
+        return None;
+    }
+    let words: Vec<&str> = text.split(' ').collect();
+    let &[counter, "acked", acked, "sent", sent, "durable", durable] = words.as_slice() else {
+        return None;
+    };
+    let marks = Marks {
+        acked: acked.parse().ok()?,
+        sent: sent.parse().ok()?,
+        durable: durable.parse().ok()?,
+    };
+    Some((counter.parse().ok()?, marks))
+}
+
+/// A file that only takes room, so that there is some to give back when the disk is full.
+#[derive(Debug)]
+pub(super) struct Reserve {
+    path: PathBuf,
+    bytes: u64,
+    held: bool,
+}
+
+impl Reserve {
+    /// Returns the reserve of `directory`; takes the room when it can.
+    pub(super) fn open(directory: &Path, bytes: u64) -> Self {
+        let mut reserve = Self {
+            path: directory.join("reserve"),
+            bytes,
+            held: false,
+        };
+        reserve.take();
+        reserve
+    }
+
+    /// Takes the room again after a release; does nothing while it is held.
+    pub(super) fn take(&mut self) {
+        if !self.held && self.bytes > 0 {
+            self.held = self.allocate().is_ok();
+            if !self.held {
+                self.release();
+            }
+        }
+    }
+
+    fn allocate(&self) -> io::Result<()> {
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&self.path)?;
+        let metadata = file.metadata()?;
+        if metadata.len() == self.bytes && metadata.blocks() * 512 >= self.bytes {
+            return Ok(());
+        }
+        file.set_len(0)?;
+        match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, self.bytes) {
+            Err(rustix::io::Errno::OPNOTSUPP) => {
+                let zeros = vec![0; 1 << 20];
+                let mut left = self.bytes;
+                while left > 0 {
+                    let part = left.min(zeros.len() as u64);
+                    (&file).write_all(&zeros[..usize::try_from(part).unwrap_or(zeros.len())])?;
+                    left -= part;
+                }
+            }
+            other => other?,
+        }
+        file.sync_all()
+    }
+
+    /// Gives the room back.
+    pub(super) fn release(&mut self) {
+        self.held = false;
+        if let Err(error) = fs::remove_file(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, "reserve file cannot be deleted");
+        }
+    }
+
+    /// Returns the bytes held.
+    pub(super) fn held_bytes(&self) -> u64 {
+        if self.held { self.bytes } else { 0 }
+    }
+
+    /// Returns the bytes wanted.
+    pub(super) fn wanted_bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn torn_mark_leaves_the_one_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut file, marks) = MarksFile::open(directory.path()).unwrap();
+        assert_eq!(marks, None);
+        let first = Marks {
+            acked: 1,
+            sent: 2,
+            durable: 3,
+        };
+        let second = Marks {
+            acked: 4,
+            sent: 5,
+            durable: 6,
+        };
+        file.write(first).unwrap();
+        file.write(second).unwrap();
+        assert_eq!(MarksFile::open(directory.path()).unwrap().1, Some(second));
+        file.file.write_all_at(b"XX", 0).unwrap();
+        assert_eq!(MarksFile::open(directory.path()).unwrap().1, Some(first));
+        file.file.write_all_at(b"XX", 512).unwrap();
+        assert_eq!(MarksFile::open(directory.path()).unwrap().1, None);
+    }
+
+    #[test]
+    fn second_process_cannot_take_the_lock() {
+        let directory = tempfile::tempdir().unwrap();
+        let held = lock(directory.path()).unwrap();
+        assert!(held.is_some());
+        assert!(lock(directory.path()).unwrap().is_none());
+        drop(held);
+        assert!(lock(directory.path()).unwrap().is_some());
+    }
+}

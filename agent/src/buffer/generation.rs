@@ -1,0 +1,477 @@
+//! One generation: a sled database that takes about 100,000 events and is deleted whole.
+//!
+//! The only file that knows sled. What sled 0.34.7 does not do is done here: `flush` is followed by
+//! fdatasync on an own descriptor, new directories are fsynced up to the parent, opening is guarded
+//! against panics, values stay in the synced log. Events are never deleted one by one: sled would not
+//! give the disk back.
+
+use std::any::Any;
+use std::fs::{self, File};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::chunk::{self, Chunk, Key, Position};
+use super::files;
+
+/// MessagePack nil: stands in a batch where a damaged event was, so that the sequence stays whole and
+/// the collector quarantines the place.
+const DAMAGED: u8 = 0xc0;
+
+/// Bytes of values per store transaction; a larger group is written as several, then synced once.
+const TRANSACTION_BYTES_MAX: usize = 256 * 1024;
+
+/// Waits for a store that is still closing: 2 s in all.
+const LOCK_ATTEMPTS_MAX: u32 = 200;
+const LOCK_WAIT: Duration = Duration::from_millis(10);
+
+/// Why a store cannot be used. Treat it as dead: drop it and open it again.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StoreError {
+    /// The store reports an error.
+    #[error("store failed: {0}")]
+    Sled(#[from] sled::Error),
+    /// The store panicked, which is how it meets most damage.
+    #[error("store panicked: {0}")]
+    Panicked(String),
+    /// It holds fewer events than it was given.
+    #[error("store has lost its events from position `{position}` on")]
+    Incomplete {
+        /// First position that is missing.
+        position: Position,
+    },
+    /// The file system around it failed.
+    #[error("store file failed: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl StoreError {
+    /// Says whether the disk is full.
+    pub(super) fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Sled(sled::Error::Io(error)) | Self::Io(error) => {
+                error.kind() == io::ErrorKind::StorageFull
+            }
+            _ => false,
+        }
+    }
+
+    fn is_locked(&self) -> bool {
+        matches!(self, Self::Sled(sled::Error::Io(error)) if error.to_string().contains("acquire lock"))
+    }
+
+    /// Says whether opening again later may help although nothing is damaged (full disk, too many
+    /// files, store still closing).
+    pub(super) fn is_transient(&self) -> bool {
+        match self {
+            Self::Sled(sled::Error::Io(error)) | Self::Io(error) => !matches!(
+                error.kind(),
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData
+            ),
+            _ => false,
+        }
+    }
+}
+
+fn settings(path: &Path) -> sled::Config {
+    sled::Config::new()
+        .path(path)
+        .cache_capacity(4 << 20)
+        .segment_size(512 << 10)
+        .flush_every_ms(Some(500))
+}
+
+fn guarded<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|payload| Err(StoreError::Panicked(panic_text(payload.as_ref()))))
+}
+
+fn panic_text(payload: &(dyn Any + Send)) -> String {
+    let text = payload
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| payload.downcast_ref::<&str>().copied());
+    text.unwrap_or("no message").chars().take(200).collect()
+}
+
+/// An open generation.
+#[derive(Debug)]
+pub(super) struct Generation {
+    start: Position,
+    path: PathBuf,
+    /// Taken out at drop, on a thread of its own: a store that failed can hang there.
+    db: Option<sled::Db>,
+    sync: File,
+    disk_bytes: AtomicU64,
+}
+
+impl Generation {
+    /// Makes the generation whose first event is `start`; every entry of it is durable on return.
+    pub(super) fn create(parent: &Path, start: Position) -> Result<Self, StoreError> {
+        let path = directory(parent, start);
+        let generation = Self::open_at(path.clone(), start)?;
+        guarded(|| Ok(generation.db().flush().map(drop)?))?;
+        for entry in fs::read_dir(&path)? {
+            let entry = entry?.path();
+            File::open(entry)?.sync_all()?;
+        }
+        files::sync_directory(&path)?;
+        files::sync_directory(parent)?;
+        Ok(generation)
+    }
+
+    /// Opens an existing generation. A damaged snapshot of the store is moved aside first.
+    pub(super) fn open(parent: &Path, start: Position) -> Result<Self, StoreError> {
+        let path = directory(parent, start);
+        match Self::open_at(path.clone(), start) {
+            Err(StoreError::Sled(sled::Error::Corruption { .. }))
+                if set_snapshots_aside(&path)? =>
+            {
+                tracing::warn!(
+                    start,
+                    "snapshot of a generation was damaged and is set aside"
+                );
+                Self::open_at(path, start)
+            }
+            other => other,
+        }
+    }
+
+    fn open_at(path: PathBuf, start: Position) -> Result<Self, StoreError> {
+        let mut attempt = 0;
+        let db = loop {
+            match guarded(|| Ok(settings(&path).open()?)) {
+                Err(error) if error.is_locked() && attempt < LOCK_ATTEMPTS_MAX => {
+                    // Closed a moment ago on its own thread.
+                    attempt += 1;
+                    std::thread::sleep(LOCK_WAIT);
+                }
+                other => break other?,
+            }
+        };
+        let sync = File::open(path.join("db"))?;
+        let disk_bytes = AtomicU64::new(files::disk_bytes(&path));
+        Ok(Self {
+            start,
+            path,
+            db: Some(db),
+            sync,
+            disk_bytes,
+        })
+    }
+
+    fn db(&self) -> &sled::Db {
+        self.db.as_ref().expect("taken out only by drop")
+    }
+
+    /// Returns the first position.
+    pub(super) fn start(&self) -> Position {
+        self.start
+    }
+
+    /// Returns the bytes on disk as of the last commit.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        self.disk_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Appends `records` from `first` on. On return they survive a power cut (D-1); after an error it
+    /// is not known which of them do.
+    pub(super) fn append<'a>(
+        &self,
+        first: Position,
+        records: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<(), StoreError> {
+        guarded(|| {
+            let mut transaction = Transaction {
+                db: self.db(),
+                batch: sled::Batch::default(),
+                bytes: 0,
+            };
+            let mut outcome = Ok(());
+            chunk::pack(first, records, |key, value| {
+                if outcome.is_ok() {
+                    outcome = transaction.put(key, value);
+                }
+            });
+            outcome?;
+            transaction.apply()?;
+            self.sync()
+        })
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.db().flush()?;
+        self.sync.sync_data()?;
+        self.measure()
+    }
+
+    fn measure(&self) -> Result<(), StoreError> {
+        use std::os::unix::fs::MetadataExt;
+        const AROUND_THE_LOG: u64 = 64 * 1024;
+        let bytes = self.sync.metadata()?.blocks() * 512 + AROUND_THE_LOG;
+        self.disk_bytes.store(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Removes a record at the end that was cut off in the middle (it was never acknowledged), makes
+    /// all else durable and returns the last position; `start - 1` when there is none.
+    pub(super) fn repair(&self) -> Result<Position, StoreError> {
+        guarded(|| {
+            let Some((last, _)) = self.db().last()? else {
+                return Ok(self.start - 1);
+            };
+            let last = chunk::position_of(&last).unwrap_or(self.start);
+            let keys: Vec<_> = self
+                .db()
+                .range(chunk::key(last, 0)..)
+                .collect::<Result<_, _>>()?;
+            let through = match keys
+                .first()
+                .and_then(|(key, value)| chunk::unpack(key, value))
+            {
+                Some(Chunk::Events(events)) => last + events.len() as u64 - 1,
+                Some(Chunk::Piece { total, .. }) if keys.len() < usize::from(total) => {
+                    let mut batch = sled::Batch::default();
+                    keys.iter().for_each(|(key, _)| batch.remove(key));
+                    self.db().apply_batch(batch)?;
+                    last - 1
+                }
+                // Damaged values keep their place; reading counts them.
+                _ => last,
+            };
+            self.sync()?;
+            Ok(through)
+        })
+    }
+
+    /// Adds records to `batch`, from the one it ends before, up to position `through`. Returns
+    /// whether there was room for all that this generation holds.
+    pub(super) fn read(
+        &self,
+        batch: &mut Batch,
+        through: Position,
+        limits: Limits,
+    ) -> Result<bool, StoreError> {
+        guarded(|| {
+            let upper = chunk::key(batch.next(), u16::MAX);
+            let floor = self.db().range(..=upper).next_back().transpose()?;
+            // The key before may share its value with the first record wanted. A cut record begins
+            // at piece 0.
+            let from = floor
+                .and_then(|(key, _)| chunk::position_of(&key))
+                .unwrap_or_else(|| batch.next());
+            let mut pieces = Pieces::default();
+            for entry in self.db().range(chunk::key(from, 0)..) {
+                let (key, value) = entry?;
+                let Some(position) = chunk::position_of(&key) else {
+                    continue;
+                };
+                if position > through
+                    || !self.add(batch, &mut pieces, position, &key, &value, through, limits)
+                {
+                    return Ok(position > through);
+                }
+            }
+            Ok(true)
+        })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one step of the loop above")]
+    fn add(
+        &self,
+        batch: &mut Batch,
+        pieces: &mut Pieces,
+        position: Position,
+        key: &[u8],
+        value: &[u8],
+        through: Position,
+        limits: Limits,
+    ) -> bool {
+        let mut room = true;
+        let wanted = position.max(batch.next());
+        match chunk::unpack(key, value) {
+            Some(Chunk::Events(events)) => {
+                room = batch.damaged_until(wanted, limits);
+                for (place, record) in (position..).zip(events) {
+                    if room && place == batch.next() && place <= through {
+                        room = batch.push(record, limits);
+                    }
+                }
+            }
+            Some(Chunk::Piece {
+                piece,
+                total,
+                bytes,
+            }) if position >= batch.next() => {
+                room = batch.damaged_until(position, limits);
+                if room && pieces.add(piece, total, bytes) {
+                    room = batch.push(&pieces.take(), limits);
+                }
+            }
+            Some(Chunk::Piece { .. }) => {}
+            // Its place is filled when the next sound key shows how many events it held.
+            None => pieces.spoil(),
+        }
+        room
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        let db = self.db.take();
+        let dropped = std::thread::Builder::new()
+            .name("store-close".to_owned())
+            .spawn(move || {
+                let closed = guarded(|| {
+                    drop(db);
+                    Ok(())
+                });
+                if let Err(error) = closed {
+                    tracing::warn!(%error, "a store did not close cleanly");
+                }
+            });
+        if let Err(error) = dropped {
+            tracing::warn!(%error, path = %self.path.display(), "no thread to close a store");
+        }
+    }
+}
+
+/// Returns the directory of the generation that begins at `start`.
+pub(super) fn directory(parent: &Path, start: Position) -> PathBuf {
+    parent.join(format!("{start:020}"))
+}
+
+fn set_snapshots_aside(path: &Path) -> io::Result<bool> {
+    let mut found = false;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("snap.") {
+            fs::rename(entry.path(), path.join(format!("damaged-{name}")))?;
+            found = true;
+        }
+    }
+    Ok(found)
+}
+
+struct Transaction<'a> {
+    db: &'a sled::Db,
+    batch: sled::Batch,
+    bytes: usize,
+}
+
+impl Transaction<'_> {
+    fn put(&mut self, key: Key, value: Vec<u8>) -> Result<(), StoreError> {
+        self.bytes += value.len();
+        self.batch.insert(&key, value);
+        if self.bytes >= TRANSACTION_BYTES_MAX {
+            self.apply()?;
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self) -> Result<(), StoreError> {
+        self.bytes = 0;
+        Ok(self.db.apply_batch(std::mem::take(&mut self.batch))?)
+    }
+}
+
+/// The record that is being put together from its pieces.
+#[derive(Default)]
+struct Pieces {
+    bytes: Vec<u8>,
+    next: u16,
+}
+
+impl Pieces {
+    /// Returns true when the record is complete.
+    fn add(&mut self, piece: u16, total: u16, bytes: &[u8]) -> bool {
+        if piece == 0 {
+            self.bytes.clear();
+            self.next = 0;
+        }
+        if piece != self.next {
+            self.spoil();
+            return false;
+        }
+        self.bytes.extend_from_slice(bytes);
+        self.next += 1;
+        self.next == total
+    }
+
+    fn spoil(&mut self) {
+        self.bytes.clear();
+        self.next = u16::MAX;
+    }
+
+    fn take(&mut self) -> Vec<u8> {
+        self.next = 0;
+        std::mem::take(&mut self.bytes)
+    }
+}
+
+/// Bounds of one read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Most events.
+    pub events: u32,
+    /// Most bytes; a single larger event is read all the same.
+    pub bytes: u64,
+}
+
+/// Consecutive records as the wire carries them: one MessagePack value after the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Position of the first record.
+    pub first: Position,
+    /// Number of records.
+    pub count: u32,
+    /// The records.
+    pub body: Vec<u8>,
+    /// How many of them were damaged and are nil.
+    pub damaged: u32,
+}
+
+impl Batch {
+    /// Starts an empty batch at `first`.
+    pub(super) fn starting(first: Position) -> Self {
+        Self {
+            first,
+            count: 0,
+            body: Vec::new(),
+            damaged: 0,
+        }
+    }
+
+    /// Returns the position after the last record.
+    pub fn next(&self) -> Position {
+        self.first + u64::from(self.count)
+    }
+
+    /// Returns the last position; `first - 1` when the batch is empty.
+    pub fn last(&self) -> Position {
+        self.next() - 1
+    }
+
+    fn push(&mut self, record: &[u8], limits: Limits) -> bool {
+        let bytes = (self.body.len() + record.len()) as u64;
+        if self.count >= limits.events || (self.count > 0 && bytes > limits.bytes) {
+            return false;
+        }
+        self.body.extend_from_slice(record);
+        self.count += 1;
+        true
+    }
+
+    fn damaged_until(&mut self, position: Position, limits: Limits) -> bool {
+        while self.next() < position {
+            if !self.push(&[DAMAGED], limits) {
+                return false;
+            }
+            self.damaged += 1;
+        }
+        true
+    }
+}

@@ -1,0 +1,617 @@
+//! The buffer: the only log in the system. An event is here from before its 200 until its ack.
+//!
+//! One writer (the [`Appender`], owned by the sequencer's thread) appends groups of records; readers
+//! take them in order; an ack moves the low mark. Three numbers order everything:
+//!
+//! ```text
+//!   acked  ≤  sent  ≤  durable          positions, counted from 1 for as long as the directory lives
+//!     │         │        └ fdatasync has returned; readers see nothing beyond it (D-1)
+//!     │         └ may have reached a collector; written down before the first byte leaves
+//!     └ committed; generations wholly below it are deleted (D-3)
+//!
+//!   DIR/lock                 held by the running agent
+//!   DIR/buffer.json          agent id and epochs: how positions are numbered on the wire
+//!   DIR/marks                the three positions, outside the store
+//!   DIR/reserve              room to give back when the disk is full
+//!   DIR/generations/START/   one store per ~100,000 events, named by its first position
+//!   DIR/quarantine/          generations that could not be read; nothing deletes them
+//! ```
+//!
+//! What is lost with a damaged generation is counted and logged, and the events after it get a new
+//! epoch, so that the collector never waits for sequences that cannot come. A single damaged key
+//! leaves nils in its place. Generations between the oldest and the newest stay closed: an outage
+//! costs disk, not memory.
+
+mod appender;
+mod chunk;
+mod epochs;
+mod files;
+mod generation;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use headwater_protocol::{AgentId, Record};
+use headwater_service::clock::{Micros, SharedClock};
+use metrics::counter;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::config::BufferConfig;
+use crate::metrics::{EPOCHS_OPENED, EVENTS_ACKNOWLEDGED, EVENTS_LOST, GENERATIONS_QUARANTINED};
+
+pub use appender::{AppendError, Appender};
+pub use chunk::{Position, RECORD_BYTES_MAX};
+pub use epochs::Stretch;
+pub use generation::{Batch, Limits};
+
+use epochs::Epochs;
+use files::{Identity, Marks, MarksFile};
+use generation::{Generation, StoreError};
+
+/// Why a buffer cannot be opened. Nothing was changed, or it was changed so that opening again works.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process uses the directory.
+    #[error("buffer `{}` is in use by another process; stop it or set another buffer.directory", .0.display())]
+    Locked(PathBuf),
+    /// The directory holds events of another agent.
+    #[error("buffer `{}` belongs to agent `{owner}`, the certificate names `{agent_id}`; use that agent's certificate or set another buffer.directory", directory.display())]
+    OtherAgent {
+        /// The directory.
+        directory: PathBuf,
+        /// Agent that made it.
+        owner: AgentId,
+        /// Agent of the certificate.
+        agent_id: AgentId,
+    },
+    /// A file cannot be read or written.
+    #[error("buffer `{}` cannot be opened: {source}; check its owner, mount and free space", directory.display())]
+    Io {
+        /// The directory.
+        directory: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The newest generation can be neither opened nor replaced.
+    #[error("buffer `{}` cannot open its store: {message}; check the disk and free some space", directory.display())]
+    Store {
+        /// The directory.
+        directory: PathBuf,
+        /// What the store said.
+        message: String,
+    },
+}
+
+/// Why events cannot be read now. Worth a retry after a moment.
+#[derive(Debug, thiserror::Error)]
+#[error("buffer cannot be read at position `{position}`: {message}")]
+pub struct ReadError {
+    /// First position wanted.
+    pub position: Position,
+    /// What failed.
+    pub message: String,
+}
+
+/// A handle on the buffer; clones are the same buffer.
+#[derive(Debug, Clone)]
+pub struct Buffer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    directory: PathBuf,
+    agent_id: AgentId,
+    clock: SharedClock,
+    durable: watch::Sender<Position>,
+    state: Mutex<State>,
+    /// Held while marks are written, so that they reach the disk in order; never taken under `state`.
+    marks: Mutex<MarksFile>,
+    _lock: fs::File,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("directory", &self.directory)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    epochs: Epochs,
+    acked: Position,
+    /// As written to the marks.
+    sent: Position,
+    /// Every generation on disk by its first position; the last is the one being written.
+    generations: BTreeMap<Position, Slot>,
+    /// Bytes in `quarantine/`.
+    quarantine_bytes: u64,
+    /// A generation being written that cannot be read; the appender turns to a new one.
+    tail_damaged: bool,
+}
+
+#[derive(Debug)]
+enum Slot {
+    Open(Arc<Generation>),
+    Closed { disk_bytes: u64 },
+}
+
+impl Slot {
+    fn disk_bytes(&self) -> u64 {
+        match self {
+            Self::Open(generation) => generation.disk_bytes(),
+            Self::Closed { disk_bytes } => *disk_bytes,
+        }
+    }
+}
+
+/// What the shipper has to know before it opens a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// The oldest epoch that still holds events (or the growing one).
+    pub stretch: Stretch,
+    /// Everything up to here is acknowledged.
+    pub acked: Position,
+    /// Nothing above this has ever been sent.
+    pub sent: Position,
+}
+
+impl Buffer {
+    /// Opens the buffer of `agent_id`, or makes it, and returns its handle and its one writer.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(
+        config: &BufferConfig,
+        agent_id: &AgentId,
+        clock: SharedClock,
+    ) -> Result<(Self, Appender), OpenError> {
+        let directory = config.directory.clone();
+        let failed = |source| OpenError::Io {
+            directory: directory.clone(),
+            source,
+        };
+        let generations_directory = directory.join("generations");
+        for path in [
+            &directory,
+            &generations_directory,
+            &directory.join("quarantine"),
+        ] {
+            files::create_directory(path).map_err(failed)?;
+        }
+        let lock = files::lock(&directory)
+            .map_err(failed)?
+            .ok_or_else(|| OpenError::Locked(directory.clone()))?;
+        let identity = read_identity(&directory).map_err(failed)?;
+        if let Some(identity) = identity
+            .as_ref()
+            .filter(|found| found.agent_id != *agent_id)
+        {
+            return Err(OpenError::OtherAgent {
+                directory,
+                owner: identity.agent_id.clone(),
+                agent_id: agent_id.clone(),
+            });
+        }
+        let (marks_file, marks) = MarksFile::open(&directory).map_err(failed)?;
+        let starts = list_generations(&generations_directory).map_err(failed)?;
+        let known = identity.is_some() && (marks.is_some() || starts.is_empty());
+        let marks = marks.unwrap_or_else(|| guess_marks(&starts));
+        let now_ms = now_ms(&clock);
+        let epochs = match identity {
+            Some(identity) if known => identity.epochs,
+            // The numbering is gone: what is left starts over in an epoch that no one has seen.
+            Some(identity) => {
+                let mut epochs = identity.epochs;
+                epochs.renumber(marks.acked, now_ms);
+                epochs
+            }
+            None => Epochs::starting(now_ms, marks.acked),
+        };
+        let generations = starts
+            .into_iter()
+            .map(|start| {
+                let path = generation::directory(&generations_directory, start);
+                (
+                    start,
+                    Slot::Closed {
+                        disk_bytes: files::disk_bytes(&path),
+                    },
+                )
+            })
+            .collect();
+        let state = State {
+            epochs,
+            acked: marks.acked,
+            sent: marks.sent,
+            generations,
+            quarantine_bytes: files::disk_bytes(&directory.join("quarantine")),
+            tail_damaged: false,
+        };
+        let buffer = Self {
+            shared: Arc::new(Shared {
+                directory: directory.clone(),
+                agent_id: agent_id.clone(),
+                clock,
+                durable: watch::Sender::new(0),
+                state: Mutex::new(state),
+                marks: Mutex::new(marks_file),
+                _lock: lock,
+            }),
+        };
+        let appender = Appender::open(buffer.clone(), config, marks)?;
+        Ok((buffer, appender))
+    }
+
+    /// Returns the highest durable position as a value to wait on.
+    pub fn durable(&self) -> watch::Receiver<Position> {
+        self.shared.durable.subscribe()
+    }
+
+    /// Returns the number of events accepted and not yet acknowledged. Exact.
+    pub fn buffered(&self) -> u64 {
+        let state = self.shared.state.lock();
+        state
+            .epochs
+            .count(state.acked, *self.shared.durable.borrow())
+    }
+
+    /// Returns where shipping stands.
+    pub fn head(&self) -> Head {
+        let state = self.shared.state.lock();
+        Head {
+            stretch: state.epochs.head(),
+            acked: state.acked,
+            sent: state.sent,
+        }
+    }
+
+    /// Returns the bytes on disk, without the reserve.
+    pub fn disk_bytes(&self) -> u64 {
+        let state = self.shared.state.lock();
+        let generations: u64 = state.generations.values().map(Slot::disk_bytes).sum();
+        generations + state.quarantine_bytes
+    }
+
+    /// Returns the number of generations on disk.
+    pub fn generations(&self) -> usize {
+        self.shared.state.lock().generations.len()
+    }
+
+    /// Returns when the oldest unacknowledged event was accepted, if there is one. Reads the disk.
+    pub fn oldest_received_at(&self) -> Option<Micros> {
+        let head = self.head();
+        let limits = Limits {
+            events: 1,
+            bytes: 0,
+        };
+        let batch = self.read(head.acked + 1, limits).ok()??;
+        // A damaged record has no time; it counts as very old, which is what an operator must see.
+        Some(Record::decode(&batch.body).map_or(0, |record| record.received_at))
+    }
+
+    /// Reads durable events from `from` on, all of one epoch; `None` when there are none. Blocks on
+    /// the disk. Opens the generation if needed; one that cannot be opened is set aside, which shows
+    /// as a changed [`Head`].
+    ///
+    /// # Errors
+    /// [`ReadError`] when the store fails; the next read works on a fresh one.
+    pub fn read(&self, from: Position, limits: Limits) -> Result<Option<Batch>, ReadError> {
+        let mut batch = Batch::starting(from);
+        loop {
+            let durable = *self.shared.durable.borrow();
+            let Some((generation, end)) = self.generation_at(batch.next(), durable)? else {
+                break;
+            };
+            let outcome = generation.read(&mut batch, end, limits);
+            let complete = match outcome {
+                Ok(complete) => complete,
+                Err(error) => {
+                    self.set_aside_damaged(&generation, batch.next(), &error);
+                    return Err(read_error(batch.next(), &error));
+                }
+            };
+            if !complete || batch.count >= limits.events || batch.body.len() as u64 >= limits.bytes
+            {
+                break;
+            }
+            if batch.next() <= end {
+                // The generation ends before its successor begins. What was read goes first.
+                if batch.count > 0 {
+                    break;
+                }
+                let error = StoreError::Incomplete {
+                    position: batch.next(),
+                };
+                self.set_aside_damaged(&generation, batch.next(), &error);
+                return Err(read_error(batch.next(), &error));
+            }
+        }
+        if batch.damaged > 0 {
+            tracing::error!(
+                first = batch.first,
+                damaged = batch.damaged,
+                "events in the buffer are damaged"
+            );
+        }
+        Ok((batch.count > 0).then_some(batch))
+    }
+
+    /// Returns the open generation that holds `position` and the last position to read in it.
+    fn generation_at(
+        &self,
+        position: Position,
+        durable: Position,
+    ) -> Result<Option<(Arc<Generation>, Position)>, ReadError> {
+        let mut state = self.shared.state.lock();
+        let head = state.epochs.head();
+        let end = head.through.unwrap_or(durable).min(durable);
+        if position > end || position <= head.after {
+            return Ok(None);
+        }
+        let Some(start) = state
+            .generations
+            .range(..=position)
+            .next_back()
+            .map(|entry| *entry.0)
+        else {
+            let first = state.generations.keys().next().copied();
+            drop(state);
+            if let Some(first) = first {
+                self.lose(position, first - 1);
+            }
+            return Ok(None);
+        };
+        let successor = state
+            .generations
+            .range(position + 1..)
+            .next()
+            .map(|entry| *entry.0);
+        let end = successor.map_or(end, |successor| end.min(successor - 1));
+        if let Some(Slot::Open(generation)) = state.generations.get(&start) {
+            return Ok(Some((generation.clone(), end)));
+        }
+        match Generation::open(&self.generations_directory(), start) {
+            Ok(generation) => {
+                let generation = Arc::new(generation);
+                state
+                    .generations
+                    .insert(start, Slot::Open(generation.clone()));
+                Ok(Some((generation, end)))
+            }
+            Err(error) if error.is_transient() => Err(read_error(position, &error)),
+            Err(error) => {
+                drop(state);
+                tracing::error!(start, %error, "a generation cannot be opened");
+                let last = successor.map_or(durable, |successor| successor - 1);
+                self.quarantine(start);
+                self.lose(position, last);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Sets the generation aside in which reading failed. The one being written is first left by the
+    /// appender.
+    fn set_aside_damaged(
+        &self,
+        generation: &Arc<Generation>,
+        position: Position,
+        error: &StoreError,
+    ) {
+        let start = generation.start();
+        let mut state = self.shared.state.lock();
+        if state.generations.keys().next_back() == Some(&start) {
+            state.tail_damaged = true;
+            return;
+        }
+        let successor = state
+            .generations
+            .range(start + 1..)
+            .next()
+            .map(|entry| *entry.0);
+        drop(state);
+        tracing::error!(start, %error, "a generation cannot be read");
+        self.quarantine(start);
+        if let Some(successor) = successor {
+            self.lose(position, successor - 1);
+        }
+    }
+
+    /// Moves a generation to `quarantine/`.
+    fn quarantine(&self, start: Position) {
+        let mut state = self.shared.state.lock();
+        if let Some(slot) = state.generations.remove(&start) {
+            state.quarantine_bytes += slot.disk_bytes();
+        }
+        drop(state);
+        let from = generation::directory(&self.generations_directory(), start);
+        let quarantine = self.shared.directory.join("quarantine");
+        let moved = (0..)
+            .map(|number| quarantine.join(format!("{start:020}-{number}")))
+            .find(|path| !path.exists())
+            .map(|to| {
+                fs::rename(&from, to)?;
+                files::sync_directory(&quarantine)?;
+                files::sync_parent(&from)
+            });
+        counter!(GENERATIONS_QUARANTINED).increment(1);
+        match moved {
+            Some(Err(error)) => {
+                tracing::error!(start, %error, "a damaged generation cannot be moved to quarantine/");
+            }
+            _ => tracing::error!(start, "a damaged generation is set aside in quarantine/"),
+        }
+    }
+
+    /// Writes the positions `first..=last` off and lets what follows start a new epoch.
+    fn lose(&self, first: Position, last: Position) {
+        let mut state = self.shared.state.lock();
+        let durable = *self.shared.durable.borrow();
+        let lost = state
+            .epochs
+            .count(first - 1, last.min(durable.max(state.sent)));
+        state.epochs.lose(first, last, now_ms(&self.shared.clock));
+        let acked = state.acked;
+        state.acked = state.epochs.acknowledge(acked);
+        counter!(EVENTS_LOST).increment(lost);
+        counter!(EPOCHS_OPENED).increment(1);
+        tracing::error!(
+            first,
+            last,
+            lost,
+            "positions are lost; what follows starts a new epoch"
+        );
+        self.write_identity(&state);
+    }
+
+    /// Starts a new epoch for everything unacknowledged: the collector's watermark does not fit this
+    /// buffer (a disk or a table restored from a backup). Nothing is lost; an event that the collector
+    /// has under its old number is found again by its message id.
+    pub fn renumber(&self) {
+        let mut state = self.shared.state.lock();
+        let acked = state.acked;
+        state.epochs.renumber(acked, now_ms(&self.shared.clock));
+        state.acked = state.epochs.acknowledge(acked);
+        counter!(EPOCHS_OPENED).increment(1);
+        self.write_identity(&state);
+    }
+
+    fn write_identity(&self, state: &State) {
+        let identity = Identity::new(self.shared.agent_id.clone(), state.epochs.clone());
+        if let Err(error) = identity.write(&self.shared.directory) {
+            // Memory is right; after a restart the same finding is made again.
+            tracing::error!(%error, "buffer.json cannot be written");
+        }
+    }
+
+    /// Writes down that everything durable now may be sent. Call it before a batch leaves that ends
+    /// above [`Head::sent`]. Blocks on the disk.
+    ///
+    /// # Errors
+    /// Returns the error of the file; the batch must not be sent then.
+    pub fn note_sent(&self) -> io::Result<()> {
+        let durable = *self.shared.durable.borrow();
+        self.write_marks(durable)?;
+        let mut state = self.shared.state.lock();
+        state.sent = state.sent.max(durable);
+        Ok(())
+    }
+
+    /// Writes the marks with the present positions.
+    fn write_marks(&self, sent: Position) -> io::Result<()> {
+        let mut file = self.shared.marks.lock();
+        let marks = {
+            let state = self.shared.state.lock();
+            Marks {
+                acked: state.acked,
+                sent: state.sent.max(sent),
+                durable: *self.shared.durable.borrow(),
+            }
+        };
+        file.write(marks)
+    }
+
+    /// Takes an ack: everything up to `position` is committed. Deletes drained generations, the one
+    /// being written excepted. Blocks on the disk when a generation goes.
+    pub fn acknowledge(&self, position: Position) {
+        let durable = *self.shared.durable.borrow();
+        let drained: Vec<(Position, Slot)> = {
+            let mut state = self.shared.state.lock();
+            let before = state.acked;
+            let position = position.min(durable).max(before);
+            counter!(EVENTS_ACKNOWLEDGED).increment(state.epochs.count(before, position));
+            state.acked = state.epochs.acknowledge(position);
+            let acked = state.acked;
+            let starts: Vec<Position> = state.generations.keys().copied().collect();
+            let drained = starts.windows(2).take_while(|pair| pair[1] <= acked + 1);
+            let drained: Vec<Position> = drained.map(|pair| pair[0]).collect();
+            drained
+                .into_iter()
+                .filter_map(|start| Some((start, state.generations.remove(&start)?)))
+                .collect()
+        };
+        if drained.is_empty() {
+            return;
+        }
+        // First the mark: a generation missing below it is drained, not lost.
+        if let Err(error) = self.write_marks(0) {
+            tracing::warn!(%error, "marks cannot be written; drained generations stay until the next ack");
+            self.shared.state.lock().generations.extend(drained);
+            return;
+        }
+        for (start, slot) in drained {
+            drop(slot);
+            self.delete_generation(start);
+        }
+    }
+
+    fn delete_generation(&self, start: Position) {
+        let path = generation::directory(&self.generations_directory(), start);
+        if let Err(error) = fs::remove_dir_all(&path) {
+            tracing::warn!(start, %error, "a drained generation cannot be deleted; the next start tries again");
+        }
+    }
+
+    fn generations_directory(&self) -> PathBuf {
+        self.shared.directory.join("generations")
+    }
+}
+
+fn read_error(position: Position, error: &StoreError) -> ReadError {
+    ReadError {
+        position,
+        message: error.to_string(),
+    }
+}
+
+fn now_ms(clock: &SharedClock) -> u64 {
+    u64::try_from(clock.now() / 1000).unwrap_or(0)
+}
+
+/// Reads `buffer.json`; one that cannot be understood is moved aside.
+fn read_identity(directory: &std::path::Path) -> io::Result<Option<Identity>> {
+    match Identity::read(directory) {
+        Err(error)
+            if error.kind() == io::ErrorKind::InvalidData
+                || error.kind() == io::ErrorKind::UnexpectedEof =>
+        {
+            tracing::error!(%error, "buffer.json is damaged and set aside; a new epoch begins");
+            fs::rename(
+                directory.join("buffer.json"),
+                directory.join("quarantine/buffer.json"),
+            )?;
+            Ok(None)
+        }
+        other => other,
+    }
+}
+
+fn list_generations(directory: &std::path::Path) -> io::Result<Vec<Position>> {
+    let mut starts = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        match name.to_str().and_then(|name| name.parse().ok()) {
+            Some(start) => starts.push(start),
+            None => tracing::warn!(?name, "a foreign entry lies among the generations"),
+        }
+    }
+    starts.sort_unstable();
+    Ok(starts)
+}
+
+/// Without marks nothing is known to be acknowledged, and everything may have been sent.
+fn guess_marks(starts: &[Position]) -> Marks {
+    let acked = starts.first().map_or(0, |start| start.saturating_sub(1));
+    Marks {
+        acked,
+        sent: 0,
+        durable: 0,
+    }
+}

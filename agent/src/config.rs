@@ -1,0 +1,397 @@
+//! Settings of the agent: read once at start, checked once, then only values.
+//!
+//! Every bound of the event's path stands here with its default and the reason for it. The example
+//! file `deploy/config/agent.toml` shows all of them and is parsed by a test.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use headwater_protocol::SourceKind;
+use headwater_service::config::ConfigError;
+use headwater_service::logging::LogConfig;
+use headwater_service::tls::TlsFiles;
+use serde::Deserialize;
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
+
+/// All settings of the agent.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where SDKs send events.
+    #[serde(default)]
+    pub http: HttpConfig,
+    /// Metrics, health and readiness.
+    #[serde(default)]
+    pub admin: AdminConfig,
+    /// The durable buffer on disk.
+    #[serde(default)]
+    pub buffer: BufferConfig,
+    /// Where events go, and how fast.
+    #[serde(default)]
+    pub collector: CollectorConfig,
+    /// The agent's certificate (its common name is the agent's id), key and the collector's CA.
+    pub tls: TlsFiles,
+    /// Who may send. An agent without keys refuses every request.
+    #[serde(default)]
+    pub write_keys: Vec<WriteKey>,
+    /// Log lines.
+    #[serde(default)]
+    pub log: LogConfig,
+}
+
+/// `[http]`: the ingest API.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpConfig {
+    /// Address of the ingest API. Default `127.0.0.1:7070`: only this machine.
+    pub listen: SocketAddr,
+    /// Largest request body as sent, in bytes; above it 413, which SDKs take as permanent loss.
+    /// Default 4 MiB: eight times what the largest SDK sends.
+    pub body_bytes_max: u64,
+    /// Largest body after gzip, in bytes. Default 20 MiB. Higher lets a small request cost more memory.
+    pub inflated_bytes_max: u64,
+    /// Largest single event, in bytes. A larger one is kept as its first 64 KiB and quarantined.
+    /// Default 1 MiB: thirty times what SDKs allow. Must stay below `collector.batch_bytes_max`.
+    pub event_bytes_max: u64,
+    /// Most open connections; more wait in the kernel's queue. Default 2048.
+    pub connections_max: usize,
+    /// Memory that bodies in progress may take together, in bytes; above it 429. Default 128 MiB.
+    pub memory_bytes_max: u64,
+    /// Longest time to read a body, in milliseconds; then 408. Default 30000.
+    pub read_timeout_ms: u64,
+    /// Seconds of `Retry-After` with a 503. Default 5. Segment SDKs wait up to 300.
+    pub retry_after_s: u32,
+    /// Take the client's address from the last entry of `X-Forwarded-For`. Default false: only right
+    /// behind a proxy that always sets it.
+    pub trust_forwarded_for: bool,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
+            body_bytes_max: 4 * MIB,
+            inflated_bytes_max: 20 * MIB,
+            event_bytes_max: MIB,
+            connections_max: 2048,
+            memory_bytes_max: 128 * MIB,
+            read_timeout_ms: 30_000,
+            retry_after_s: 5,
+            trust_forwarded_for: false,
+        }
+    }
+}
+
+/// `[admin]`: metrics and readiness.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdminConfig {
+    /// Address of `/metrics`, `/healthz`, `/readyz`. Default `127.0.0.1:7071`.
+    pub listen: SocketAddr,
+    /// Without a session, how old the oldest unacknowledged event may be before `/readyz` fails, in
+    /// seconds. Default 60. Lower alarms on every collector restart.
+    pub unacknowledged_age_max_s: u64,
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7071)),
+            unacknowledged_age_max_s: 60,
+        }
+    }
+}
+
+/// `[buffer]`: durability and its price.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BufferConfig {
+    /// Directory of the buffer; belongs to one agent id. Default `headwater-data/agent`.
+    pub directory: PathBuf,
+    /// Most bytes the directory may take, in bytes (D-3); above it 503. Default 8 GiB, about ten
+    /// million events of 450 bytes.
+    pub disk_bytes_max: u64,
+    /// Free bytes of the file system below which requests get 503. Default 256 MiB. 0 turns it off.
+    pub disk_free_bytes_min: u64,
+    /// Size of the file that is deleted when the disk is full all the same, so that the buffer can be
+    /// reopened and drained, in bytes. Default 40 MiB. 0 turns it off. Counts as part of the bound.
+    pub reserve_bytes: u64,
+    /// Events after which a new generation begins. Default 100000. More keeps disk longer after a
+    /// drain; fewer costs a rotation (about 5 ms) more often.
+    pub generation_events_max: u64,
+    /// Event bytes after which a new generation begins. Default 64 MiB, and never more than an eighth
+    /// of `disk_bytes_max`.
+    pub generation_bytes_max: u64,
+    /// Requests that may wait for the disk; above it 429. Default 4096.
+    pub queue_requests_max: usize,
+    /// Event bytes that may wait for the disk; above it 429. Default 64 MiB.
+    pub queue_bytes_max: u64,
+    /// Event bytes at which a group commit stops gathering. Default 256 KiB.
+    pub group_bytes_max: u64,
+    /// How long a group commit gathers when more than one request was waiting last time, in
+    /// microseconds. Default 500. Higher makes larger groups and slower answers; 2000 at most.
+    pub group_wait_us: u64,
+}
+
+impl Default for BufferConfig {
+    fn default() -> Self {
+        Self {
+            directory: PathBuf::from("headwater-data/agent"),
+            disk_bytes_max: 8 * GIB,
+            disk_free_bytes_min: 256 * MIB,
+            reserve_bytes: 40 * MIB,
+            generation_events_max: 100_000,
+            generation_bytes_max: 64 * MIB,
+            queue_requests_max: 4096,
+            queue_bytes_max: 64 * MIB,
+            group_bytes_max: 256 * KIB,
+            group_wait_us: 500,
+        }
+    }
+}
+
+/// `[collector]`: shipping.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CollectorConfig {
+    /// `host:port` (UDP) of the collector; resolved at each connect. Default `127.0.0.1:7080`.
+    pub address: String,
+    /// Name that the collector's certificate must carry. Default `localhost`.
+    pub server_name: String,
+    /// Most events in a batch; the collector may lower it. Default 5000.
+    pub batch_events_max: u32,
+    /// Most bytes in a batch before compression; the collector may lower it. Default 4 MiB.
+    pub batch_bytes_max: u64,
+    /// Longest wait for a batch to fill, in milliseconds. Default 200: a fifth of a second of
+    /// freshness against many small batches.
+    pub linger_ms: u64,
+    /// Most batches without an answer; the collector may lower it. Default 64: an answer comes only
+    /// after a commit, so this times `batch_events_max` bounds the throughput per commit interval.
+    pub batches_in_flight_max: u32,
+    /// Longest wait for a connection and its Welcome, in milliseconds. Default 10000.
+    pub connect_timeout_ms: u64,
+    /// Longest wait for the answer to a batch, in milliseconds; then the session is renewed. Default
+    /// 120000. Must be well above the collector's commit interval.
+    pub reply_timeout_ms: u64,
+    /// First wait after a failed session, in milliseconds; doubles, with full jitter. Default 200.
+    pub backoff_min_ms: u64,
+    /// Longest wait between sessions, in milliseconds. Default 30000.
+    pub backoff_max_ms: u64,
+    /// Interval of keep-alive packets, in milliseconds. Default 10000; keep below half of
+    /// `idle_timeout_ms`.
+    pub keep_alive_ms: u64,
+    /// Silence after which the connection counts as lost, in milliseconds. Default 30000.
+    pub idle_timeout_ms: u64,
+    /// Bytes sent but not received yet, per connection. Default 8 MiB: 80 MB/s at 100 ms.
+    pub send_window_bytes: u64,
+    /// Age at which a session is renewed with the certificate files as they are then, in seconds.
+    /// Default 3600.
+    pub session_age_max_s: u64,
+    /// Let the kernel split packets (GSO). Default true; set false where a network card or container
+    /// answers with EIO.
+    pub segmentation_offload: bool,
+    /// How long a stop waits for answers to batches in flight, in milliseconds. Default 1500; what is
+    /// not acknowledged by then is sent again after the next start.
+    pub stop_drain_ms: u64,
+}
+
+impl Default for CollectorConfig {
+    fn default() -> Self {
+        Self {
+            address: "127.0.0.1:7080".to_owned(),
+            server_name: "localhost".to_owned(),
+            batch_events_max: 5000,
+            batch_bytes_max: 4 * MIB,
+            linger_ms: 200,
+            batches_in_flight_max: 64,
+            connect_timeout_ms: 10_000,
+            reply_timeout_ms: 120_000,
+            backoff_min_ms: 200,
+            backoff_max_ms: 30_000,
+            keep_alive_ms: 10_000,
+            idle_timeout_ms: 30_000,
+            send_window_bytes: 8 * MIB,
+            session_age_max_s: 3600,
+            segmentation_offload: true,
+            stop_drain_ms: 1500,
+        }
+    }
+}
+
+/// `[[write_keys]]`: one source that may send.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WriteKey {
+    /// The key that SDKs are configured with.
+    pub key: String,
+    /// Paying company whose events these are.
+    pub company: String,
+    /// Source within the company.
+    pub source: String,
+    /// Where the source runs: `server`, `browser` or `mobile`. Decides whether its clock is trusted.
+    pub kind: SourceKind,
+}
+
+/// Room that a record takes around the event's own bytes; generous.
+const RECORD_OVERHEAD_BYTES: u64 = 8 * KIB;
+
+impl Config {
+    /// Returns the defaults with the two things that have none.
+    pub fn new(tls: TlsFiles, write_keys: Vec<WriteKey>) -> Self {
+        Self {
+            http: HttpConfig::default(),
+            admin: AdminConfig::default(),
+            buffer: BufferConfig::default(),
+            collector: CollectorConfig::default(),
+            tls,
+            write_keys,
+            log: LogConfig::default(),
+        }
+    }
+
+    /// Checks what types cannot express.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] names the first key that cannot be used.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.validate_sizes()?;
+        self.validate_times()?;
+        let mut seen = HashSet::new();
+        for entry in &self.write_keys {
+            check(
+                !entry.key.is_empty() && !entry.company.is_empty() && !entry.source.is_empty(),
+                "write_keys",
+                || "has an entry with an empty `key`, `company` or `source`; fill it in".to_owned(),
+            )?;
+            check(seen.insert(&entry.key), "write_keys", || {
+                format!(
+                    "holds a key of company `{}` twice; keys must differ",
+                    entry.company
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    fn validate_sizes(&self) -> Result<(), ConfigError> {
+        let Self {
+            http,
+            buffer,
+            collector,
+            ..
+        } = self;
+        check(
+            (KIB..=64 * MIB).contains(&http.body_bytes_max),
+            "http.body_bytes_max",
+            || format!("is `{}`; use 1 KiB to 64 MiB", http.body_bytes_max),
+        )?;
+        check(
+            (http.body_bytes_max..=256 * MIB).contains(&http.inflated_bytes_max),
+            "http.inflated_bytes_max",
+            || "must lie between `http.body_bytes_max` and 256 MiB".to_owned(),
+        )?;
+        check(
+            http.memory_bytes_max >= http.inflated_bytes_max + http.body_bytes_max,
+            "http.memory_bytes_max",
+            || "must hold one largest body, packed and inflated".to_owned(),
+        )?;
+        check(
+            http.event_bytes_max >= KIB
+                && http.event_bytes_max + RECORD_OVERHEAD_BYTES <= collector.batch_bytes_max,
+            "http.event_bytes_max",
+            || "must be at least 1 KiB and 8 KiB below `collector.batch_bytes_max`".to_owned(),
+        )?;
+        check(
+            (1..=65_536).contains(&http.connections_max),
+            "http.connections_max",
+            || "must lie between 1 and 65536".to_owned(),
+        )?;
+        check(
+            buffer.disk_bytes_max >= buffer.reserve_bytes.saturating_add(16 * MIB),
+            "buffer.disk_bytes_max",
+            || "must be at least 16 MiB above `buffer.reserve_bytes`".to_owned(),
+        )?;
+        for (key, value) in [
+            ("buffer.generation_events_max", buffer.generation_events_max),
+            ("buffer.generation_bytes_max", buffer.generation_bytes_max),
+            (
+                "buffer.queue_requests_max",
+                buffer.queue_requests_max as u64,
+            ),
+            ("buffer.group_bytes_max", buffer.group_bytes_max),
+            (
+                "collector.batch_events_max",
+                u64::from(collector.batch_events_max),
+            ),
+            (
+                "collector.batches_in_flight_max",
+                u64::from(collector.batches_in_flight_max),
+            ),
+            ("collector.send_window_bytes", collector.send_window_bytes),
+        ] {
+            check(value > 0, key, || "must be above 0".to_owned())?;
+        }
+        check(
+            buffer.queue_bytes_max >= http.inflated_bytes_max.saturating_mul(2),
+            "buffer.queue_bytes_max",
+            || "must be at least twice `http.inflated_bytes_max`".to_owned(),
+        )
+    }
+
+    fn validate_times(&self) -> Result<(), ConfigError> {
+        let Self {
+            buffer, collector, ..
+        } = self;
+        check(buffer.group_wait_us <= 2000, "buffer.group_wait_us", || {
+            format!(
+                "is `{}`; more than 2000 slows every answer",
+                buffer.group_wait_us
+            )
+        })?;
+        check(
+            collector.backoff_min_ms > 0 && collector.backoff_min_ms <= collector.backoff_max_ms,
+            "collector.backoff_min_ms",
+            || "must be above 0 and at most `collector.backoff_max_ms`".to_owned(),
+        )?;
+        check(
+            collector.keep_alive_ms > 0
+                && collector.keep_alive_ms.saturating_mul(2) < collector.idle_timeout_ms,
+            "collector.keep_alive_ms",
+            || "must be above 0 and below half of `collector.idle_timeout_ms`".to_owned(),
+        )?;
+        check(
+            collector.connect_timeout_ms > 0 && collector.reply_timeout_ms > 0,
+            "collector.connect_timeout_ms",
+            || "and `collector.reply_timeout_ms` must be above 0".to_owned(),
+        )?;
+        check(
+            collector.stop_drain_ms <= 3000,
+            "collector.stop_drain_ms",
+            || "must be at most 3000, so that a stop ends within 5 s".to_owned(),
+        )?;
+        check(
+            self.http.read_timeout_ms > 0,
+            "http.read_timeout_ms",
+            || "must be above 0".to_owned(),
+        )
+    }
+}
+
+fn check(
+    holds: bool,
+    key: &'static str,
+    message: impl FnOnce() -> String,
+) -> Result<(), ConfigError> {
+    if holds {
+        Ok(())
+    } else {
+        Err(ConfigError::Value {
+            key,
+            message: message(),
+        })
+    }
+}

@@ -1,0 +1,176 @@
+//! Names of the agent's metrics, with what they mean. Each stage shows what came in, went out, was
+//! refused, and how old the oldest event is.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+
+/// Requests answered, label `code`: the HTTP status.
+pub const REQUESTS: &str = "agent_requests_total";
+/// Events answered with 200, label `verdict`: `accepted` or `rejected` (stored for quarantine).
+pub const EVENTS_RECEIVED: &str = "agent_events_received_total";
+/// Event bytes appended durably, before the store's own overhead.
+pub const APPENDED_BYTES: &str = "agent_appended_bytes_total";
+/// Group commits: one fdatasync each.
+pub const COMMITS: &str = "agent_commits_total";
+/// Time of a group commit from the first write to the return of fdatasync.
+pub const COMMIT_SECONDS: &str = "agent_commit_duration_seconds";
+/// Appends that the buffer refused, label `reason`: `full`, `disk`, `store`, `overload`.
+pub const APPENDS_REFUSED: &str = "agent_appends_refused_total";
+/// Events accepted and not yet acknowledged.
+pub const BUFFERED_EVENTS: &str = "agent_buffered_events";
+/// Disk that the buffer directory takes, quarantine and reserve included.
+pub const BUFFER_DISK_BYTES: &str = "agent_buffer_disk_bytes";
+/// Generations on disk.
+pub const GENERATIONS: &str = "agent_buffer_generations";
+/// Generations that could not be opened and were moved to `quarantine/`.
+pub const GENERATIONS_QUARANTINED: &str = "agent_generations_quarantined_total";
+/// Events that the store lost or damaged; each is an alarm.
+pub const EVENTS_LOST: &str = "agent_events_lost_total";
+/// New epochs opened for events that were already numbered (lost generation, restored disk).
+pub const EPOCHS_OPENED: &str = "agent_epochs_opened_total";
+/// Age of the oldest event without an ack; 0 when the buffer is empty.
+pub const OLDEST_AGE_SECONDS: &str = "agent_oldest_unacknowledged_age_seconds";
+/// 1 while a session with the collector is open.
+pub const SESSION_OPEN: &str = "agent_session_open";
+/// Sessions opened.
+pub const SESSIONS: &str = "agent_sessions_total";
+/// Sessions or attempts that ended in an error, label `reason`.
+pub const SESSION_FAILURES: &str = "agent_session_failures_total";
+/// Batches sent, repeats included.
+pub const BATCHES_SENT: &str = "agent_batches_sent_total";
+/// Compressed bytes of batches sent, repeats included.
+pub const BATCH_BYTES_SENT: &str = "agent_batch_sent_bytes_total";
+/// Events sent, repeats included.
+pub const EVENTS_SENT: &str = "agent_events_sent_total";
+/// Answers to batches, label `reply`: `ack`, `retry`, `refused`.
+pub const BATCH_REPLIES: &str = "agent_batch_replies_total";
+/// Events acknowledged: committed to the tables.
+pub const EVENTS_ACKNOWLEDGED: &str = "agent_events_acknowledged_total";
+/// Time from sending a batch to its ack.
+pub const ACK_SECONDS: &str = "agent_batch_ack_duration_seconds";
+
+/// Every metric: name, kind, unit and description. The reference in `docs/agent.md` lists the same.
+pub const ALL: &[(&str, Kind, &str)] = &[
+    (
+        REQUESTS,
+        Kind::Counter,
+        "Requests answered, by HTTP status `code`",
+    ),
+    (
+        EVENTS_RECEIVED,
+        Kind::Counter,
+        "Events answered with 200, by `verdict`: accepted, rejected",
+    ),
+    (
+        APPENDED_BYTES,
+        Kind::Counter,
+        "Event bytes appended durably",
+    ),
+    (COMMITS, Kind::Counter, "Group commits, one fdatasync each"),
+    (
+        COMMIT_SECONDS,
+        Kind::Histogram,
+        "Duration of a group commit",
+    ),
+    (
+        APPENDS_REFUSED,
+        Kind::Counter,
+        "Appends refused, by `reason`: full, disk, store, overload",
+    ),
+    (
+        BUFFERED_EVENTS,
+        Kind::Gauge,
+        "Events accepted and not yet acknowledged",
+    ),
+    (
+        BUFFER_DISK_BYTES,
+        Kind::Gauge,
+        "Disk that the buffer directory takes",
+    ),
+    (GENERATIONS, Kind::Gauge, "Generations on disk"),
+    (
+        GENERATIONS_QUARANTINED,
+        Kind::Counter,
+        "Generations set aside because they cannot be read",
+    ),
+    (
+        EVENTS_LOST,
+        Kind::Counter,
+        "Events that the store lost or damaged",
+    ),
+    (
+        EPOCHS_OPENED,
+        Kind::Counter,
+        "New epochs opened for events already numbered",
+    ),
+    (
+        OLDEST_AGE_SECONDS,
+        Kind::Gauge,
+        "Age of the oldest event without an ack",
+    ),
+    (
+        SESSION_OPEN,
+        Kind::Gauge,
+        "1 while a session with the collector is open",
+    ),
+    (SESSIONS, Kind::Counter, "Sessions opened"),
+    (
+        SESSION_FAILURES,
+        Kind::Counter,
+        "Sessions or attempts that failed, by `reason`",
+    ),
+    (
+        BATCHES_SENT,
+        Kind::Counter,
+        "Batches sent, repeats included",
+    ),
+    (
+        BATCH_BYTES_SENT,
+        Kind::Counter,
+        "Compressed bytes of batches sent, repeats included",
+    ),
+    (EVENTS_SENT, Kind::Counter, "Events sent, repeats included"),
+    (
+        BATCH_REPLIES,
+        Kind::Counter,
+        "Answers to batches, by `reply`: ack, retry, refused",
+    ),
+    (
+        EVENTS_ACKNOWLEDGED,
+        Kind::Counter,
+        "Events acknowledged by the collector",
+    ),
+    (
+        ACK_SECONDS,
+        Kind::Histogram,
+        "Time from sending a batch to its ack",
+    ),
+];
+
+/// Kind of a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// A distribution.
+    Histogram,
+}
+
+/// Describes every metric to the recorder.
+pub fn describe() {
+    for &(name, kind, text) in ALL {
+        let unit = if name.contains("_seconds") {
+            Unit::Seconds
+        } else if name.contains("_bytes") {
+            Unit::Bytes
+        } else {
+            Unit::Count
+        };
+        match kind {
+            Kind::Counter => describe_counter!(name, unit, text),
+            Kind::Gauge => describe_gauge!(name, unit, text),
+            Kind::Histogram => describe_histogram!(name, unit, text),
+        }
+    }
+}

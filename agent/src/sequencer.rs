@@ -1,0 +1,177 @@
+//! The sequencer: gathers the requests that wait, gives their events positions in one order and
+//! answers each of them only after its events are durable (D-1).
+//!
+//! One thread of its own owns the buffer's [`Appender`]. While it waits for the disk the next group
+//! gathers by itself; under load it waits a moment longer, up to `buffer.group_wait_us` or
+//! `buffer.group_bytes_max`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use metrics::{counter, histogram};
+use tokio::sync::oneshot;
+
+use crate::buffer::{AppendError, Appender};
+use crate::config::BufferConfig;
+use crate::metrics::{APPENDS_REFUSED, COMMIT_SECONDS, COMMITS};
+
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
+
+struct Request {
+    records: Vec<Vec<u8>>,
+    bytes: u64,
+    answer: oneshot::Sender<Result<(), AppendError>>,
+}
+
+/// Takes records to the sequencer's thread; clones share the queue.
+#[derive(Debug, Clone)]
+pub struct Sequencer {
+    queue: SyncSender<Request>,
+    queued_bytes: Arc<AtomicU64>,
+    queue_bytes_max: u64,
+}
+
+impl Sequencer {
+    /// Starts the thread. It ends, with everything answered, when the last clone is dropped.
+    ///
+    /// # Errors
+    /// Fails when the operating system gives no thread.
+    pub fn start(
+        appender: Appender,
+        config: &BufferConfig,
+    ) -> std::io::Result<(Self, JoinHandle<()>)> {
+        let (queue, requests) = sync_channel(config.queue_requests_max);
+        let queued_bytes = Arc::new(AtomicU64::new(0));
+        let worker = Worker {
+            appender,
+            requests,
+            queued_bytes: queued_bytes.clone(),
+            group_bytes_max: config.group_bytes_max,
+            group_wait: Duration::from_micros(config.group_wait_us),
+            busy: false,
+        };
+        let thread = std::thread::Builder::new()
+            .name("sequencer".to_owned())
+            .spawn(move || worker.run())?;
+        let queue_bytes_max = config.queue_bytes_max;
+        Ok((
+            Self {
+                queue,
+                queued_bytes,
+                queue_bytes_max,
+            },
+            thread,
+        ))
+    }
+
+    /// Appends records as one request; returns when all of them are durable. When the future is
+    /// dropped the records may or may not become part of the buffer.
+    ///
+    /// # Errors
+    /// See [`AppendError`]; all of them are worth a retry by the client.
+    pub async fn append(&self, records: Vec<Vec<u8>>) -> Result<(), AppendError> {
+        let result = self.enqueue_and_wait(records).await;
+        if let Err(error) = &result {
+            counter!(APPENDS_REFUSED, "reason" => error.reason()).increment(1);
+        }
+        result
+    }
+
+    async fn enqueue_and_wait(&self, records: Vec<Vec<u8>>) -> Result<(), AppendError> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        let bytes = records.iter().map(|record| record.len() as u64).sum();
+        if self.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > self.queue_bytes_max {
+            self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(AppendError::Overload);
+        }
+        let (answer, answered) = oneshot::channel();
+        if let Err(error) = self.queue.try_send(Request {
+            records,
+            bytes,
+            answer,
+        }) {
+            self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(match error {
+                TrySendError::Full(_) => AppendError::Overload,
+                TrySendError::Disconnected(_) => AppendError::Stopped,
+            });
+        }
+        answered.await.unwrap_or(Err(AppendError::Stopped))
+    }
+}
+
+struct Worker {
+    appender: Appender,
+    requests: Receiver<Request>,
+    queued_bytes: Arc<AtomicU64>,
+    group_bytes_max: u64,
+    group_wait: Duration,
+    /// More than one request was waiting last time: a longer wait pays.
+    busy: bool,
+}
+
+impl Worker {
+    fn run(mut self) {
+        let mut maintained = Instant::now();
+        loop {
+            match self.requests.recv_timeout(MAINTENANCE_INTERVAL) {
+                Ok(first) => self.commit(first),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if maintained.elapsed() >= MAINTENANCE_INTERVAL {
+                self.appender.maintain();
+                maintained = Instant::now();
+            }
+        }
+        self.appender.close();
+    }
+
+    fn commit(&mut self, first: Request) {
+        let group = self.gather(first);
+        self.busy = group.len() > 1;
+        let started = Instant::now();
+        let records: Vec<&[u8]> = group
+            .iter()
+            .flat_map(|request| &request.records)
+            .map(Vec::as_slice)
+            .collect();
+        let result = self.appender.append(&records);
+        counter!(COMMITS).increment(1);
+        histogram!(COMMIT_SECONDS).record(started.elapsed());
+        for request in group {
+            self.queued_bytes
+                .fetch_sub(request.bytes, Ordering::Relaxed);
+            // A client that has gone away hears nothing; its events are kept.
+            drop(request.answer.send(result.clone()));
+        }
+    }
+
+    fn gather(&self, first: Request) -> Vec<Request> {
+        let deadline = Instant::now()
+            + if self.busy {
+                self.group_wait
+            } else {
+                Duration::ZERO
+            };
+        let mut bytes = first.bytes;
+        let mut group = vec![first];
+        while bytes < self.group_bytes_max {
+            let wait = deadline.saturating_duration_since(Instant::now());
+            let next = if wait.is_zero() {
+                self.requests.try_recv().ok()
+            } else {
+                self.requests.recv_timeout(wait).ok()
+            };
+            let Some(request) = next else { break };
+            bytes += request.bytes;
+            group.push(request);
+        }
+        group
+    }
+}

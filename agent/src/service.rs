@@ -1,0 +1,257 @@
+//! Puts the parts together and takes them apart: start in the order of the path, stop from its
+//! beginning, each step within a bound.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use headwater_protocol::{ALPN, AgentId, AgentIdError};
+use headwater_service::admin::{self, ListenError};
+use headwater_service::clock::SharedClock;
+use headwater_service::config::ConfigError;
+use headwater_service::shutdown::within;
+use headwater_service::tls::{self, TlsError};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::buffer::{Buffer, OpenError};
+use crate::config::Config;
+use crate::metrics::OLDEST_AGE_SECONDS;
+use crate::sequencer::Sequencer;
+use crate::shipper::Shipper;
+use crate::source::Source;
+use crate::status::Status;
+
+/// Longest time that requests in progress get at a stop.
+const HTTP_STOP: Duration = Duration::from_millis(1200);
+/// Longest time for the sequencer's queue and the marks at a stop.
+const SEQUENCER_STOP: Duration = Duration::from_millis(1500);
+
+/// Why the agent cannot start. One line for the operator; a retry needs a change first.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Certificate, key or CA cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The certificate names no agent.
+    #[error(
+        "certificate `{path}` has no common name that can be an agent id: {message}; issue one with `headwater certificates --agent NAME`"
+    )]
+    AgentName {
+        /// The certificate file.
+        path: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// The buffer cannot be opened.
+    #[error(transparent)]
+    Buffer(#[from] OpenError),
+    /// An address cannot be used.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The operating system gives no thread or address.
+    #[error("cannot start: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// Why a running agent ended without being asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A part of the agent ended by itself.
+    #[error("{part} ended unexpectedly: {message}")]
+    Ended {
+        /// Which part.
+        part: &'static str,
+        /// Why, where known.
+        message: String,
+    },
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Running {
+    /// Address of the ingest API, as bound.
+    pub address: SocketAddr,
+    /// Address of the admin endpoint, as bound.
+    pub admin_address: SocketAddr,
+    /// The agent's id, from its certificate.
+    pub agent_id: AgentId,
+    buffer: Buffer,
+    supervisor: JoinHandle<Result<(), RunError>>,
+}
+
+impl Running {
+    /// Returns the number of events accepted and not yet acknowledged. Exact.
+    pub fn buffered(&self) -> u64 {
+        self.buffer.buffered()
+    }
+
+    /// Resolves after the stop token was cancelled and every part ended within its bound (5 s in
+    /// all), or when a part failed.
+    ///
+    /// # Errors
+    /// [`RunError`] when a part ended by itself.
+    pub async fn finished(self) -> Result<(), RunError> {
+        self.supervisor.await.unwrap_or_else(|error| {
+            Err(RunError::Ended {
+                part: "supervisor",
+                message: error.to_string(),
+            })
+        })
+    }
+}
+
+/// Starts the agent: buffer first, then shipping, then the ingest API.
+///
+/// # Errors
+/// See [`StartError`].
+pub async fn start(
+    config: Config,
+    clock: SharedClock,
+    stop: CancellationToken,
+) -> Result<Running, StartError> {
+    config.validate()?;
+    admin::init_metrics();
+    crate::metrics::describe();
+    let agent_id = agent_id(&config)?;
+    // Read once now, so that a wrong file is found at start and not at the first session.
+    tls::mutual_client(&config.tls, ALPN)?;
+    let http = admin::listen(config.http.listen, "events (http.listen)").await?;
+    let admin_listener = admin::listen(config.admin.listen, "admin (admin.listen)").await?;
+    let (address, admin_address) = (http.local_addr()?, admin_listener.local_addr()?);
+
+    let (buffer, appender) = {
+        let (buffer_config, agent_id, clock) =
+            (config.buffer.clone(), agent_id.clone(), clock.clone());
+        tokio::task::spawn_blocking(move || Buffer::open(&buffer_config, &agent_id, clock))
+            .await
+            .map_err(|error| std::io::Error::other(error.to_string()))??
+    };
+    let (sequencer, sequencer_thread) = Sequencer::start(appender, &config.buffer)?;
+    let status = Arc::new(Status::new(
+        buffer.clone(),
+        clock.clone(),
+        config.admin.unacknowledged_age_max_s,
+    ));
+    let shipper = Shipper {
+        buffer: buffer.clone(),
+        agent_id: agent_id.clone(),
+        config: config.collector.clone(),
+        tls: config.tls.clone(),
+        status: status.clone(),
+    };
+    let source = Source::new(&config, sequencer, clock);
+    info!(%agent_id, %address, %admin_address, collector = config.collector.address, "agent runs");
+    let parts = Parts {
+        http,
+        admin_listener,
+        source,
+        sequencer_thread,
+        shipper,
+        status,
+    };
+    let supervisor = tokio::spawn(parts.run(stop));
+    Ok(Running {
+        address,
+        admin_address,
+        agent_id,
+        buffer,
+        supervisor,
+    })
+}
+
+struct Parts {
+    http: TcpListener,
+    admin_listener: TcpListener,
+    source: Source,
+    sequencer_thread: std::thread::JoinHandle<()>,
+    shipper: Shipper,
+    status: Arc<Status>,
+}
+
+impl Parts {
+    async fn run(self, stop: CancellationToken) -> Result<(), RunError> {
+        let ended = |part, message| Err(RunError::Ended { part, message });
+        let admin_stop = CancellationToken::new();
+        let readiness = self.status.clone();
+        let admin = tokio::spawn(admin::serve(
+            self.admin_listener,
+            Arc::new(move || readiness.ready()),
+            admin_stop.clone(),
+        ));
+        let ager = tokio::spawn(show_age(self.status));
+        let mut shipper = tokio::spawn(self.shipper.run(stop.clone()));
+        let mut http = tokio::spawn(self.source.serve(self.http, stop.clone()));
+        let mut sequencer =
+            tokio::task::spawn_blocking(move || self.sequencer_thread.join().is_ok());
+        // The sequencer ends when the last request has let go of it, so this order is the path's.
+        let outcome = tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            _ = &mut shipper, if !stop.is_cancelled() => ended("shipper", String::new()),
+            result = &mut http, if !stop.is_cancelled() => ended("source", format!("{result:?}")),
+            _ = &mut sequencer => ended("sequencer", "see the log above".to_owned()),
+        };
+        stop.cancel();
+        if !http.is_finished() && within(HTTP_STOP, &mut http).await.is_none() {
+            warn!("requests in progress are cut off");
+            http.abort();
+        }
+        if outcome.is_ok() && within(SEQUENCER_STOP, &mut sequencer).await.is_none() {
+            warn!("the sequencer has not ended in time; what it answered is durable");
+        }
+        if !shipper.is_finished()
+            && within(Duration::from_millis(1800), &mut shipper)
+                .await
+                .is_none()
+        {
+            shipper.abort();
+        }
+        ager.abort();
+        admin_stop.cancel();
+        if within(Duration::from_millis(200), admin).await.is_none() {
+            warn!("the admin endpoint has not ended in time");
+        }
+        outcome
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+async fn show_age(status: Arc<Status>) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(2));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let status = status.clone();
+        if let Ok(age) = tokio::task::spawn_blocking(move || status.oldest_age_s()).await {
+            metrics::gauge!(OLDEST_AGE_SECONDS).set(age as f64);
+        }
+    }
+}
+
+/// Returns the common name of the agent's certificate as its id.
+fn agent_id(config: &Config) -> Result<AgentId, StartError> {
+    let path = &config.tls.certificate;
+    let failed = |message: String| StartError::AgentName {
+        path: path.display().to_string(),
+        message,
+    };
+    let chain = tls::certificates("certificate", path)?;
+    let leaf = chain
+        .first()
+        .ok_or_else(|| failed("the file is empty".to_owned()))?;
+    let (_, certificate) =
+        x509_parser::parse_x509_certificate(leaf).map_err(|error| failed(error.to_string()))?;
+    let name = certificate
+        .subject()
+        .iter_common_name()
+        .next()
+        .and_then(|name| name.as_str().ok())
+        .ok_or_else(|| failed("it has no common name".to_owned()))?;
+    name.parse()
+        .map_err(|error: AgentIdError| failed(error.to_string()))
+}

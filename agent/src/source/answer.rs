@@ -1,0 +1,174 @@
+//! Every answer that the API can give, in one place.
+
+use axum::body::Body;
+use axum::http::{HeaderValue, Response, StatusCode, header};
+use headwater_protocol::Invalid;
+use serde::Serialize;
+
+use crate::buffer::AppendError;
+
+/// An event that is stored for quarantine instead of being accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Rejected {
+    /// Place in the request, from 0.
+    pub(super) index: usize,
+    /// The client's id of it, where it has one.
+    pub(super) message_id: Option<String>,
+    /// Class of the refusal, as in `raw.quarantine`.
+    pub(super) code: &'static str,
+    /// JSON path of the field at fault.
+    pub(super) path: &'static str,
+}
+
+impl Rejected {
+    pub(super) fn new(index: usize, message_id: Option<String>, invalid: &Invalid) -> Self {
+        Self {
+            index,
+            message_id,
+            code: invalid.failure.as_str(),
+            path: invalid.path,
+        }
+    }
+}
+
+/// An answer.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// All events are durable.
+    Stored {
+        accepted: u64,
+        rejected: Vec<Rejected>,
+    },
+    Preflight,
+    Unreadable(&'static str),
+    UnknownKey(&'static str),
+    NotFound,
+    MethodNotAllowed,
+    Timeout,
+    TooLarge {
+        bytes_max: u64,
+    },
+    Busy {
+        retry_after_s: u32,
+    },
+    Unavailable {
+        retry_after_s: u32,
+        message: String,
+    },
+    Stopping,
+}
+
+#[derive(Serialize)]
+struct Stored<'a> {
+    success: bool,
+    accepted: u64,
+    duplicates: u64,
+    rejected: &'a [Rejected],
+}
+
+#[derive(Serialize)]
+struct Refused<'a> {
+    success: bool,
+    code: &'a str,
+    message: &'a str,
+}
+
+impl Answer {
+    pub(super) fn of_append_error(error: &AppendError, retry_after_s: u32) -> Self {
+        match error {
+            AppendError::Overload => Self::Busy { retry_after_s: 1 },
+            AppendError::Stopped => Self::Stopping,
+            other => Self::Unavailable {
+                retry_after_s,
+                message: other.to_string(),
+            },
+        }
+    }
+
+    pub(super) fn into_response(self) -> Response<Body> {
+        let (status, retry_after_s) = self.status();
+        let mut response = Response::new(Body::from(self.json()));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        headers.insert(
+            header::ACCESS_CONTROL_ALLOW_ORIGIN,
+            HeaderValue::from_static("*"),
+        );
+        if let Some(seconds) = retry_after_s {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if matches!(self, Self::Preflight) {
+            for (name, value) in [
+                (header::ACCESS_CONTROL_ALLOW_METHODS, "POST, OPTIONS"),
+                (
+                    header::ACCESS_CONTROL_ALLOW_HEADERS,
+                    "authorization, content-type, content-encoding, x-write-key, x-retry-count",
+                ),
+                (header::ACCESS_CONTROL_MAX_AGE, "86400"),
+            ] {
+                headers.insert(name, HeaderValue::from_static(value));
+            }
+        }
+        response
+    }
+
+    fn status(&self) -> (StatusCode, Option<u32>) {
+        match self {
+            Self::Stored { .. } | Self::Preflight => (StatusCode::OK, None),
+            Self::Unreadable(_) => (StatusCode::BAD_REQUEST, None),
+            Self::UnknownKey(_) => (StatusCode::UNAUTHORIZED, None),
+            Self::NotFound => (StatusCode::NOT_FOUND, None),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, None),
+            Self::Timeout => (StatusCode::REQUEST_TIMEOUT, None),
+            Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, None),
+            Self::Busy { retry_after_s } => (StatusCode::TOO_MANY_REQUESTS, Some(*retry_after_s)),
+            Self::Unavailable { retry_after_s, .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, Some(*retry_after_s))
+            }
+            Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, Some(1)),
+        }
+    }
+
+    fn json(&self) -> Vec<u8> {
+        let refused = |code: &str, message: &str| {
+            to_json(&Refused {
+                success: false,
+                code,
+                message,
+            })
+        };
+        match self {
+            Self::Stored { accepted, rejected } => to_json(&Stored {
+                success: true,
+                accepted: *accepted,
+                duplicates: 0,
+                rejected,
+            }),
+            Self::Preflight => b"{}".to_vec(),
+            Self::Unreadable(message) => refused("unreadable", message),
+            Self::UnknownKey(message) => refused("unknown_write_key", message),
+            Self::NotFound => refused(
+                "not_found",
+                "no such path; events go to /v1/batch or /v1/track",
+            ),
+            Self::MethodNotAllowed => refused("method_not_allowed", "events are sent with POST"),
+            Self::Timeout => refused("timeout", "the body did not arrive in time"),
+            Self::TooLarge { bytes_max } => refused(
+                "too_large",
+                &format!("the body is larger than {bytes_max} bytes"),
+            ),
+            Self::Busy { .. } => refused("busy", "too much is waiting; send again later"),
+            Self::Unavailable { message, .. } => refused("unavailable", message),
+            Self::Stopping => refused("unavailable", "the agent is stopping"),
+        }
+    }
+}
+
+fn to_json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("strings and numbers always serialise")
+}

@@ -1,0 +1,170 @@
+//! The source: the HTTP API that analytics SDKs already speak.
+//!
+//! Answers are made for how SDKs react, not for how HTTP reads: exactly 200 with JSON, and only after
+//! the events are durable (D-1); 429 or 503 with an integer `Retry-After` for all that passes; a 4xx
+//! means loss in most SDKs and is kept for what can never work.
+//!
+//! | status | when |
+//! |---|---|
+//! | 200 | every event of the request is durable; bad ones are listed in `rejected` and quarantined later |
+//! | 400 | the body is not JSON or not what the path takes |
+//! | 401 | no write key, or one that is not configured |
+//! | 404, 405 | no such path; not POST |
+//! | 408 | the body did not arrive in time |
+//! | 413 | the body is above the hard cap |
+//! | 429 | too much is waiting |
+//! | 503 | the buffer or the disk is full, or the agent stops |
+
+mod answer;
+mod body;
+mod connections;
+mod request;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::Method;
+use axum::response::Response;
+use headwater_protocol::Record;
+use headwater_service::clock::SharedClock;
+use metrics::counter;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, HttpConfig, WriteKey};
+use crate::metrics::{EVENTS_RECEIVED, REQUESTS};
+use crate::sequencer::Sequencer;
+
+use answer::Answer;
+use body::Memory;
+use connections::{Connections, Peer};
+use request::{Endpoint, Facts};
+
+/// Bodies up to this are parsed where they arrive; larger ones on a thread that may block.
+const INLINE_BYTES_MAX: usize = 64 * 1024;
+
+/// The ingest API.
+#[derive(Clone)]
+pub struct Source {
+    shared: Arc<Shared>,
+    sequencer: Sequencer,
+}
+
+struct Shared {
+    config: HttpConfig,
+    write_keys: HashMap<String, WriteKey>,
+    memory: Memory,
+    clock: SharedClock,
+}
+
+impl Source {
+    /// Makes the API; it holds `sequencer` until the last request has ended.
+    pub fn new(config: &Config, sequencer: Sequencer, clock: SharedClock) -> Self {
+        let write_keys = config
+            .write_keys
+            .iter()
+            .map(|entry| (entry.key.clone(), entry.clone()))
+            .collect();
+        let shared = Shared {
+            memory: Memory::new(config.http.memory_bytes_max),
+            config: config.http.clone(),
+            write_keys,
+            clock,
+        };
+        Self {
+            shared: Arc::new(shared),
+            sequencer,
+        }
+    }
+
+    /// Serves until `stop`, then finishes the requests in progress.
+    ///
+    /// # Errors
+    /// Returns the error of the accept loop.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        stop: CancellationToken,
+    ) -> std::io::Result<()> {
+        let connections = Connections::new(listener, self.shared.config.connections_max);
+        let router = Router::new().fallback(handle).with_state(self);
+        let service = router.into_make_service_with_connect_info::<Peer>();
+        axum::serve(connections, service)
+            .with_graceful_shutdown(stop.cancelled_owned())
+            .await
+    }
+
+    async fn accept(&self, peer: SocketAddr, request: Request) -> Answer {
+        let Some(endpoint) = Endpoint::of(request.uri().path()) else {
+            return Answer::NotFound;
+        };
+        match *request.method() {
+            Method::OPTIONS => return Answer::Preflight,
+            Method::POST => {}
+            _ => return Answer::MethodNotAllowed,
+        }
+        let config = &self.shared.config;
+        let facts = Facts::of(
+            &request,
+            peer,
+            config.trust_forwarded_for,
+            self.shared.clock.now(),
+        );
+        let timeout = Duration::from_millis(config.read_timeout_ms);
+        let reading = body::read(
+            request.into_body(),
+            config.body_bytes_max,
+            &self.shared.memory,
+        );
+        let body = match tokio::time::timeout(timeout, reading).await {
+            Err(_) => return Answer::Timeout,
+            Ok(Err(answer)) => return answer,
+            Ok(Ok(body)) => body,
+        };
+        let prepared = if body.bytes.len() <= INLINE_BYTES_MAX {
+            request::prepare(&self.shared, endpoint, &facts, body)
+        } else {
+            let shared = self.shared.clone();
+            let work = move || request::prepare(&shared, endpoint, &facts, body);
+            tokio::task::spawn_blocking(work)
+                .await
+                .unwrap_or(Err(Answer::Stopping))
+        };
+        match prepared {
+            Ok(prepared) => self.append(prepared).await,
+            Err(answer) => answer,
+        }
+    }
+
+    async fn append(&self, prepared: request::Prepared) -> Answer {
+        let records = prepared.records.iter().map(Record::encode).collect();
+        match self.sequencer.append(records).await {
+            Ok(()) => {
+                let rejected = prepared.rejected.len() as u64;
+                let accepted = prepared.records.len() as u64 - rejected;
+                counter!(EVENTS_RECEIVED, "verdict" => "accepted").increment(accepted);
+                counter!(EVENTS_RECEIVED, "verdict" => "rejected").increment(rejected);
+                prepared.unreadable.unwrap_or(Answer::Stored {
+                    accepted,
+                    rejected: prepared.rejected,
+                })
+            }
+            Err(error) => Answer::of_append_error(&error, self.shared.config.retry_after_s),
+        }
+    }
+}
+
+async fn handle(
+    State(source): State<Source>,
+    ConnectInfo(Peer(peer)): ConnectInfo<Peer>,
+    request: Request,
+) -> Response {
+    let answer = source.accept(peer, request).await;
+    let response = answer.into_response();
+    counter!(REQUESTS, "code" => response.status().as_str().to_owned()).increment(1);
+    response
+}

@@ -1,0 +1,224 @@
+//! The buffer against a reference model: a list of records and two numbers.
+
+use std::path::Path;
+
+use headwater_agent::buffer::{Appender, Batch, Buffer, Limits};
+use headwater_agent::config::BufferConfig;
+use headwater_service::clock::SystemClock;
+use proptest::prelude::*;
+
+#[derive(Debug, Clone)]
+enum Action {
+    Append(Vec<usize>),
+    /// Read this many events, acknowledge this share of them (of 4).
+    ReadAndAcknowledge(u32, u64),
+    Maintain,
+    /// Close with the marks written.
+    Reopen,
+    /// Drop everything as a killed process would.
+    Kill,
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let size = prop_oneof![6 => 1_usize..900, 1 => 4_980_usize..5_010, 1 => 5_000_usize..40_000];
+    prop_oneof![
+        6 => proptest::collection::vec(size, 1..30).prop_map(Action::Append),
+        4 => (1_u32..60, 0_u64..=4).prop_map(|(count, share)| Action::ReadAndAcknowledge(count, share)),
+        1 => Just(Action::Maintain),
+        1 => Just(Action::Reopen),
+        1 => Just(Action::Kill),
+    ]
+}
+
+struct Subject {
+    buffer: Buffer,
+    appender: Appender,
+}
+
+fn open(directory: &Path) -> Subject {
+    let config = BufferConfig {
+        directory: directory.to_owned(),
+        generation_events_max: 40,
+        reserve_bytes: 0,
+        disk_free_bytes_min: 0,
+        ..BufferConfig::default()
+    };
+    let agent = "agent-1".parse().unwrap();
+    let (buffer, appender) = Buffer::open(&config, &agent, SystemClock::shared()).unwrap();
+    Subject { buffer, appender }
+}
+
+/// A record that names its position: MessagePack binary, so that it is one value.
+fn record(position: usize, size: usize) -> Vec<u8> {
+    let mut bytes = vec![0xc6];
+    bytes.extend_from_slice(&u32::try_from(size + 8).unwrap().to_be_bytes());
+    bytes.extend_from_slice(&(position as u64).to_be_bytes());
+    bytes.resize(5 + 8 + size, position as u8);
+    bytes
+}
+
+fn read_all(buffer: &Buffer, mut from: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    while let Some(batch) = read(buffer, from, 1000) {
+        from = batch.next();
+        out.extend(batch.body);
+    }
+    out
+}
+
+fn read(buffer: &Buffer, from: u64, events: u32) -> Option<Batch> {
+    buffer
+        .read(
+            from,
+            Limits {
+                events,
+                bytes: 50_000,
+            },
+        )
+        .unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn buffer_is_a_list_with_two_marks(actions in proptest::collection::vec(action(), 1..25)) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut subject = open(directory.path());
+        let epoch = subject.buffer.head().stretch.epoch;
+        let mut records: Vec<Vec<u8>> = Vec::new();
+        let mut acked = 0_u64;
+        for action in actions {
+            match action {
+                Action::Append(sizes) => {
+                    let new: Vec<Vec<u8>> = sizes
+                        .iter()
+                        .enumerate()
+                        .map(|(index, &size)| record(records.len() + index, size))
+                        .collect();
+                    let group: Vec<&[u8]> = new.iter().map(Vec::as_slice).collect();
+                    subject.appender.append(&group).unwrap();
+                    records.extend(new);
+                }
+                Action::ReadAndAcknowledge(count, share) => {
+                    let batch = read(&subject.buffer, acked + 1, count);
+                    prop_assert_eq!(batch.is_some(), acked < records.len() as u64);
+                    if let Some(batch) = batch {
+                        let first = usize::try_from(acked).unwrap();
+                        let expected = records[first..first + batch.count as usize].concat();
+                        prop_assert_eq!(batch.damaged, 0);
+                        prop_assert!(batch.body == expected, "batch differs");
+                        acked += u64::from(batch.count) * share / 4;
+                        subject.buffer.acknowledge(acked);
+                    }
+                }
+                Action::Maintain => subject.appender.maintain(),
+                Action::Reopen => {
+                    let Subject { appender, buffer } = subject;
+                    appender.close();
+                    drop(buffer);
+                    subject = open(directory.path());
+                    prop_assert_eq!(subject.buffer.head().acked, acked);
+                }
+                Action::Kill => {
+                    drop(subject);
+                    subject = open(directory.path());
+                    // Acks since the last mark are forgotten: those events are sent again.
+                    let kept = subject.buffer.head().acked;
+                    prop_assert!(kept <= acked);
+                    acked = kept;
+                }
+            }
+            let head = subject.buffer.head();
+            prop_assert_eq!((head.stretch.epoch, head.stretch.after), (epoch, 0));
+            prop_assert_eq!(subject.buffer.buffered(), records.len() as u64 - acked);
+            prop_assert_eq!(subject.appender.next(), records.len() as u64 + 1);
+        }
+        let rest = records[usize::try_from(acked).unwrap()..].concat();
+        prop_assert!(read_all(&subject.buffer, acked + 1) == rest, "the rest differs");
+        prop_assert!(blobs(directory.path()).is_empty(), "values never leave the synced log");
+    }
+}
+
+fn blobs(directory: &Path) -> Vec<std::path::PathBuf> {
+    let generations = std::fs::read_dir(directory.join("generations")).unwrap();
+    generations
+        .flat_map(|entry| {
+            std::fs::read_dir(entry.unwrap().path().join("blobs"))
+                .into_iter()
+                .flatten()
+        })
+        .map(|entry| entry.unwrap().path())
+        .collect()
+}
+
+#[test]
+fn another_agent_may_not_use_the_buffer() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(open(directory.path()));
+    let config = BufferConfig {
+        directory: directory.path().to_owned(),
+        ..BufferConfig::default()
+    };
+    let other = "agent-2".parse().unwrap();
+    let error = Buffer::open(&config, &other, SystemClock::shared()).unwrap_err();
+    assert!(error.to_string().contains("agent-1"), "{error}");
+}
+
+#[test]
+fn lost_marks_and_identity_start_a_new_epoch_and_keep_the_events() {
+    for file in ["marks", "buffer.json"] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut subject = open(directory.path());
+        let epoch = subject.buffer.head().stretch.epoch;
+        subject.appender.append(&[b"\xc0", b"\xc1"]).unwrap();
+        drop(subject);
+        std::fs::write(directory.path().join(file), b"{").unwrap();
+        let subject = open(directory.path());
+        let head = subject.buffer.head();
+        assert!(head.stretch.epoch > epoch, "{file}");
+        assert_eq!(subject.buffer.buffered(), 2, "{file}");
+        assert_eq!(
+            read_all(&subject.buffer, head.acked + 1),
+            b"\xc0\xc1",
+            "{file}"
+        );
+    }
+}
+
+#[test]
+fn silently_lost_tail_is_noticed_and_its_numbers_are_not_used_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut subject = open(directory.path());
+    let epoch = subject.buffer.head().stretch.epoch;
+    subject.appender.append(&[b"\xc0", b"\xc0"]).unwrap();
+    let generation = directory
+        .path()
+        .join("generations")
+        .join(format!("{:020}", 1));
+    let early = directory.path().join("early");
+    crate::harness::copy_directory(&generation, &early);
+    subject
+        .appender
+        .append(&[b"\xc1", b"\xc1", b"\xc1"])
+        .unwrap();
+    subject.appender.close();
+    drop(subject.buffer);
+    std::fs::remove_dir_all(&generation).unwrap();
+    std::fs::rename(&early, &generation).unwrap();
+
+    let mut subject = open(directory.path());
+    assert_eq!(subject.buffer.buffered(), 2);
+    assert_eq!(read_all(&subject.buffer, 1), b"\xc0\xc0");
+    subject.appender.append(&[b"\xc2"]).unwrap();
+    assert_eq!(
+        subject.buffer.head().stretch.epoch,
+        epoch,
+        "what is left keeps its numbers"
+    );
+    subject.buffer.acknowledge(2);
+    let head = subject.buffer.head();
+    assert!(head.stretch.epoch > epoch);
+    assert_eq!(head.stretch.sequence(head.acked + 1), 1);
+    assert_eq!(read_all(&subject.buffer, head.acked + 1), b"\xc2");
+}

@@ -1,0 +1,271 @@
+//! A small collector: speaks the wire protocol, keeps committed events in memory, and can be told to
+//! be slow, to answer out of order, to ask for repeats, to refuse, or to be away.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use headwater_protocol::batch::Slot;
+use headwater_protocol::frame;
+use headwater_protocol::{
+    ALPN, BatchHeader, BatchReply, Hello, HelloReply, Limits, Record, Welcome, batch,
+};
+use headwater_service::tls;
+use parking_lot::Mutex;
+use quinn::{Endpoint, RecvStream, SendStream};
+use tokio::sync::{Notify, oneshot};
+
+use crate::harness::{Site, until};
+
+/// What outlives a collector: the tables.
+#[derive(Default)]
+pub(crate) struct Tables {
+    /// Records by epoch and sequence; `None` for one that does not decode.
+    pub(crate) events: BTreeMap<(u64, u64), Option<Record>>,
+    pub(crate) watermarks: BTreeMap<u64, u64>,
+    pub(crate) hellos: Vec<Hello>,
+    pub(crate) batches: usize,
+    pub(crate) refused: usize,
+}
+
+impl Tables {
+    /// Message ids in order of epoch and sequence, and that sequences count from 1 without holes.
+    pub(crate) fn message_ids(&self) -> Vec<String> {
+        let mut expected: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut ids = Vec::new();
+        for ((epoch, sequence), record) in &self.events {
+            let next = expected.entry(*epoch).or_insert(1);
+            assert_eq!(sequence, next, "hole in epoch {epoch}");
+            *next += 1;
+            if let Some(record) = record {
+                let body: serde_json::Value = serde_json::from_slice(&record.body).unwrap();
+                ids.push(body["messageId"].as_str().unwrap().to_owned());
+            }
+        }
+        ids
+    }
+
+    pub(crate) fn epochs(&self) -> Vec<u64> {
+        self.watermarks.keys().copied().collect()
+    }
+}
+
+/// How batches are answered.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Manner {
+    /// At once.
+    Prompt,
+    /// Each batch is first asked for again, once.
+    RetryFirst,
+    /// The first batch of the collector's life is refused.
+    RefuseFirst,
+    /// Answers leave in groups of this many, last batch first.
+    Reversed(usize),
+    /// Never.
+    Silent,
+}
+
+pub(crate) struct Collector {
+    pub(crate) address: SocketAddr,
+    endpoint: Endpoint,
+}
+
+struct Shared {
+    tables: Arc<Mutex<Tables>>,
+    manner: Manner,
+    seen: Mutex<BTreeMap<(u64, u64), usize>>,
+    held: Mutex<Vec<oneshot::Sender<()>>>,
+    arrived: Notify,
+}
+
+impl Collector {
+    pub(crate) async fn start(site: &Site, tables: &Arc<Mutex<Tables>>, manner: Manner) -> Self {
+        Self::start_at(site, SocketAddr::from(([127, 0, 0, 1], 0)), tables, manner).await
+    }
+
+    pub(crate) async fn start_at(
+        site: &Site,
+        address: SocketAddr,
+        tables: &Arc<Mutex<Tables>>,
+        manner: Manner,
+    ) -> Self {
+        let server = tls::mutual_server(&site.tls("collector"), ALPN).unwrap();
+        let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(server).unwrap();
+        let config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        let mut endpoint = None;
+        until("the port is free", || {
+            endpoint = Endpoint::server(config.clone(), address).ok();
+            endpoint.is_some()
+        })
+        .await;
+        let endpoint = endpoint.unwrap();
+        let shared = Arc::new(Shared {
+            tables: tables.clone(),
+            manner,
+            seen: Mutex::default(),
+            held: Mutex::default(),
+            arrived: Notify::new(),
+        });
+        let accepting = endpoint.clone();
+        tokio::spawn(async move {
+            while let Some(incoming) = accepting.accept().await {
+                let shared = shared.clone();
+                tokio::spawn(async move {
+                    if let Ok(connection) = incoming.await {
+                        session(shared, connection).await;
+                    }
+                });
+            }
+        });
+        Self {
+            address: endpoint.local_addr().unwrap(),
+            endpoint,
+        }
+    }
+
+    pub(crate) async fn stop(self) {
+        self.endpoint.close(1_u32.into(), b"away");
+        self.endpoint.wait_idle().await;
+    }
+}
+
+async fn session(shared: Arc<Shared>, connection: quinn::Connection) {
+    let Ok((mut send, mut receive)) = connection.accept_bi().await else {
+        return;
+    };
+    let Some(hello) = read_frame::<Hello>(&mut receive).await else {
+        return;
+    };
+    let epoch = hello.epoch;
+    let welcome = {
+        let mut tables = shared.tables.lock();
+        assert_eq!(hello.agent_id.as_str(), "agent-1");
+        tables.hellos.push(hello);
+        Welcome {
+            committed_through: *tables.watermarks.entry(epoch).or_insert(0),
+            limits: Limits {
+                batch_bytes_max: 4 << 20,
+                batch_events_max: 100,
+                batches_in_flight_max: 8,
+            },
+        }
+    };
+    let reply = frame::encode(&HelloReply::Welcome(welcome));
+    if send.write_all(&reply).await.is_err() {
+        return;
+    }
+    while let Ok((send, receive)) = connection.accept_bi().await {
+        tokio::spawn(batch_stream(shared.clone(), send, receive));
+    }
+}
+
+async fn batch_stream(shared: Arc<Shared>, mut send: SendStream, mut receive: RecvStream) {
+    let Some(header) = read_frame::<BatchHeader>(&mut receive).await else {
+        return;
+    };
+    let Ok(body) = receive.read_to_end(8 << 20).await else {
+        return;
+    };
+    let records = batch::decompress(&header, &body).unwrap();
+    let reply = shared.answer(&header, &records).await;
+    // The agent may be dead by now.
+    if send.write_all(&frame::encode(&reply)).await.is_ok() {
+        send.finish().unwrap();
+        drop(send.stopped().await);
+    }
+}
+
+impl Shared {
+    async fn answer(&self, header: &BatchHeader, records: &[u8]) -> BatchReply {
+        self.tables.lock().batches += 1;
+        let sightings = {
+            let mut seen = self.seen.lock();
+            let count = seen
+                .entry((header.epoch, header.first_sequence))
+                .or_insert(0);
+            *count += 1;
+            (*count, seen.len())
+        };
+        match self.manner {
+            Manner::RetryFirst if sightings.0 == 1 => {
+                return BatchReply::Retry {
+                    after_ms: 5,
+                    reason: "busy".to_owned(),
+                };
+            }
+            Manner::RefuseFirst if sightings == (1, 1) => {
+                self.tables.lock().refused += 1;
+                return BatchReply::Refused {
+                    reason: "not today".to_owned(),
+                };
+            }
+            Manner::Silent => std::future::pending().await,
+            _ => {}
+        }
+        self.commit(header, records).await;
+        if let Manner::Reversed(group) = self.manner {
+            self.hold(group).await;
+        }
+        let committed_through = self.tables.lock().watermarks[&header.epoch];
+        BatchReply::Ack {
+            committed_through,
+            snapshot_id: 1,
+        }
+    }
+
+    /// Waits for its turn, as batches arrive in any order, then commits what is new.
+    async fn commit(&self, header: &BatchHeader, records: &[u8]) {
+        let slots = batch::slots(header, records).unwrap();
+        loop {
+            let arrived = self.arrived.notified();
+            {
+                let mut tables = self.tables.lock();
+                let watermark = *tables.watermarks.entry(header.epoch).or_insert(0);
+                if header.first_sequence <= watermark + 1 {
+                    for (sequence, slot) in (header.first_sequence..).zip(&slots) {
+                        let record = match slot {
+                            Slot::Record(record) => Some(Record::clone(record)),
+                            Slot::Undecodable(_) => None,
+                        };
+                        let old = tables
+                            .events
+                            .insert((header.epoch, sequence), record.clone());
+                        assert!(
+                            old.is_none_or(|old| old == record),
+                            "sequence {sequence} changed"
+                        );
+                    }
+                    let through = watermark.max(header.last_sequence());
+                    tables.watermarks.insert(header.epoch, through);
+                    self.arrived.notify_waiters();
+                    return;
+                }
+            }
+            arrived.await;
+        }
+    }
+
+    async fn hold(&self, group: usize) {
+        let (free, freed) = oneshot::channel();
+        let full = {
+            let mut held = self.held.lock();
+            held.push(free);
+            (held.len() >= group).then(|| std::mem::take(&mut *held))
+        };
+        for free in full.into_iter().flatten().rev() {
+            let _gone = free.send(());
+            tokio::task::yield_now().await;
+        }
+        // A group that never fills must not hang the test.
+        drop(tokio::time::timeout(Duration::from_millis(100), freed).await);
+    }
+}
+
+async fn read_frame<T: serde::de::DeserializeOwned>(receive: &mut RecvStream) -> Option<T> {
+    let mut prefix = [0; 4];
+    receive.read_exact(&mut prefix).await.ok()?;
+    let mut bytes = vec![0; frame::length(prefix).unwrap()];
+    receive.read_exact(&mut bytes).await.ok()?;
+    Some(frame::decode(&bytes).unwrap())
+}
