@@ -16,6 +16,10 @@ use iceberg::spec::{
     DataFile, Datum, FieldSummary, PartitionSpec, PrimitiveLiteral, PrimitiveType, Transform, Type,
 };
 
+/// Table property of tables whose writers compute text bounds that cover every value of a file. Value
+/// `covering`.
+pub(super) const BOUNDS_PROPERTY: &str = "headwater.bounds";
+
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 const MICROS_PER_HOUR: i64 = 3_600_000_000;
 
@@ -42,11 +46,12 @@ impl ColumnBounds {
 }
 
 /// Returns what the manifest entry says about the columns of a data file: the writer's statistics, or
-/// the partition value where it wrote none.
+/// the partition value where it wrote none. `covering` says that the writer's text bounds hold.
 pub(super) fn of_file(
     file: &DataFile,
     spec: &PartitionSpec,
     schema: &iceberg::spec::Schema,
+    covering: bool,
 ) -> Box<[ColumnBounds]> {
     let mut ids: Vec<i32> = file
         .value_counts()
@@ -57,7 +62,10 @@ pub(super) fn of_file(
         .collect();
     ids.sort_unstable();
     ids.dedup();
-    let mut columns: Vec<ColumnBounds> = ids.iter().map(|id| of_column(file, *id)).collect();
+    let mut columns: Vec<ColumnBounds> = ids
+        .iter()
+        .map(|id| of_column(file, *id, covering))
+        .collect();
     let values = file.partition().fields().iter();
     for (field, value) in spec.fields().iter().zip(values) {
         let Some(value) = value
@@ -102,10 +110,10 @@ pub(super) fn of_manifest(
     columns
 }
 
-fn of_column(file: &DataFile, field_id: i32) -> ColumnBounds {
+fn of_column(file: &DataFile, field_id: i32, covering: bool) -> ColumnBounds {
     let end = |bounds: Option<&Datum>| {
         bounds
-            .filter(|datum| is_sound(file, field_id, datum))
+            .filter(|datum| is_sound(file, field_id, datum, covering))
             .map(|datum| datum.literal().clone())
     };
     let min = end(file.lower_bounds().get(&field_id));
@@ -123,13 +131,15 @@ fn of_column(file: &DataFile, field_id: i32) -> ColumnBounds {
 
 /// Says whether a bound may be used to skip the file.
 ///
-/// - Text: the iceberg crate (0.10.1) merges the bounds of a file's row groups and leaves out those
-///   that Parquet truncated, so only a file with one row group has text bounds that hold.
+/// - Text: the iceberg crate's writer (0.10.1) merges the bounds of a file's row groups and leaves out
+///   those that Parquet truncated, so its text bounds hold only for files with one row group.
 /// - Floating point: bounds leave NaN out, which SQL sorts above every number.
 /// - Binary: nobody filters by it.
-fn is_sound(file: &DataFile, field_id: i32, bound: &Datum) -> bool {
+fn is_sound(file: &DataFile, field_id: i32, bound: &Datum, covering: bool) -> bool {
     match bound.data_type() {
-        PrimitiveType::String => file.split_offsets().is_some_and(|groups| groups.len() == 1),
+        PrimitiveType::String => {
+            covering || file.split_offsets().is_some_and(|groups| groups.len() == 1)
+        }
         PrimitiveType::Float | PrimitiveType::Double => {
             file.nan_value_counts().get(&field_id) == Some(&0) && !bound.is_nan()
         }

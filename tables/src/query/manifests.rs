@@ -14,7 +14,7 @@ use iceberg::table::Table;
 use parking_lot::Mutex;
 
 use super::QueryError;
-use super::bounds::{self, ColumnBounds};
+use super::bounds::{self, BOUNDS_PROPERTY, ColumnBounds};
 use super::metrics::{MANIFEST_CACHE_BYTES, MANIFEST_LOADS_TOTAL};
 
 /// Memory that cached manifests may take, for the whole process. 128 MiB hold about 30,000 data files
@@ -111,13 +111,15 @@ fn live_file(
             format: format!("{} ({:?})", file.file_format(), file.content_type()),
         });
     }
+    let property = table.metadata().properties().get(BOUNDS_PROPERTY);
+    let covering = property.is_some_and(|value| value == "covering");
     Ok(LiveFile {
         path: file.file_path().to_owned(),
         size_bytes: file.file_size_in_bytes(),
         rows: file.record_count(),
         // An absent sequence number is that of a format v1 file: older than anything.
         sequence: entry.sequence_number().unwrap_or(0),
-        columns: bounds::of_file(file, spec, schema),
+        columns: bounds::of_file(file, spec, schema, covering),
     })
 }
 

@@ -1,0 +1,12 @@
+//! The read side against real tables: pruning never changes an answer, a session never changes its
+//! snapshots, and the events view shows each event once.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod catalog;
+mod events;
+mod interactions;
+mod lake;
+mod plans;
+mod scan;
+mod session;
