@@ -37,7 +37,7 @@ pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
     let parent = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
-    sync_directory(parent.unwrap_or(Path::new(".")))
+    sync_directory(parent.unwrap_or_else(|| Path::new(".")))
 }
 
 /// Makes the entries of `directory` durable.
