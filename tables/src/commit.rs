@@ -138,7 +138,7 @@ pub(crate) async fn prepare(
     check(base, &change).map_err(|reason| refused(name, reason))?;
     let error = |source| CatalogError::Table {
         table: name.clone(),
-        source,
+        source: Box::new(source),
     };
     let commit_id = Uuid::now_v7();
     let snapshot_id = unused_snapshot_id(base);

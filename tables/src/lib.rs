@@ -22,7 +22,6 @@ mod bounds;
 mod durable;
 mod evolve;
 mod manifests;
-mod sql;
 
 #[cfg(feature = "query")]
 pub mod query;

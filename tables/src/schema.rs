@@ -65,7 +65,13 @@ pub enum SchemaError {
     },
     /// The iceberg crate refuses the schema.
     #[error("the schema is not a possible table: {0}")]
-    Iceberg(#[from] iceberg::Error),
+    Iceberg(#[from] Box<iceberg::Error>),
+}
+
+impl From<iceberg::Error> for SchemaError {
+    fn from(error: iceberg::Error) -> Self {
+        Self::Iceberg(Box::new(error))
+    }
 }
 
 /// `raw.events`: every accepted event, append-only.

@@ -114,16 +114,17 @@ impl Watermarks {
         if changed.is_empty() {
             return BTreeMap::new();
         }
-        let mut shards: BTreeMap<u8, Vec<(&str, &BTreeMap<u64, u64>)>> = BTreeMap::new();
+        let mut shards: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
         for (agent, epochs) in &self.agents {
             let shard = shard_of(agent);
             if changed.contains(&shard) {
-                shards.entry(shard).or_default().push((agent, epochs));
+                let bytes = shards.entry(shard).or_insert_with(|| vec![FORMAT]);
+                encode(bytes, agent, epochs);
             }
         }
         let mut properties: BTreeMap<String, String> = shards
             .into_iter()
-            .map(|(shard, agents)| (property(shard), encode(&agents)))
+            .map(|(shard, bytes)| (property(shard), STANDARD.encode(bytes)))
             .collect();
         let version = base.version + 1;
         properties.insert(WATERMARK_VERSION.to_owned(), version.to_string());
@@ -262,18 +263,15 @@ fn shard_of(agent: &str) -> u8 {
     Sha256::digest(agent.as_bytes())[0] % SHARDS
 }
 
-fn encode(agents: &[(&str, &BTreeMap<u64, u64>)]) -> String {
-    let mut bytes = vec![FORMAT];
-    for (agent, epochs) in agents {
-        put_varint(&mut bytes, agent.len() as u64);
-        bytes.extend_from_slice(agent.as_bytes());
-        put_varint(&mut bytes, epochs.len() as u64);
-        for (epoch, sequence) in *epochs {
-            put_varint(&mut bytes, *epoch);
-            put_varint(&mut bytes, *sequence);
-        }
+/// Appends one agent to a shard.
+fn encode(bytes: &mut Vec<u8>, agent: &str, epochs: &BTreeMap<u64, u64>) {
+    put_varint(bytes, agent.len() as u64);
+    bytes.extend_from_slice(agent.as_bytes());
+    put_varint(bytes, epochs.len() as u64);
+    for (epoch, sequence) in epochs {
+        put_varint(bytes, *epoch);
+        put_varint(bytes, *sequence);
     }
-    STANDARD.encode(bytes)
 }
 
 type Agents = BTreeMap<String, BTreeMap<u64, u64>>;
@@ -339,8 +337,11 @@ mod tests {
     proptest! {
         #[test]
         fn a_shard_reads_back_as_it_was_written(agents in agents()) {
-            let list: Vec<_> = agents.iter().map(|(id, epochs)| (id.as_str(), epochs)).collect();
-            prop_assert_eq!(decode(&encode(&list)).unwrap(), agents);
+            let mut bytes = vec![FORMAT];
+            for (agent, epochs) in &agents {
+                encode(&mut bytes, agent, epochs);
+            }
+            prop_assert_eq!(decode(&STANDARD.encode(bytes)).unwrap(), agents);
         }
 
         #[test]
@@ -421,7 +422,9 @@ mod tests {
     #[test]
     fn the_format_stays_what_it_is() {
         let epochs = BTreeMap::from([(1, 300), (2, 5)]);
-        assert_eq!(encode(&[("agent-1", &epochs)]), "AQdhZ2VudC0xAgGsAgIF");
+        let mut bytes = vec![FORMAT];
+        encode(&mut bytes, "agent-1", &epochs);
+        assert_eq!(STANDARD.encode(bytes), "AQdhZ2VudC0xAgGsAgIF");
         assert_eq!(shard_of("agent-1"), 47);
     }
 }

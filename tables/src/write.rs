@@ -52,7 +52,7 @@ pub enum WriteError {
         table: String,
         /// What the iceberg crate said.
         #[source]
-        source: iceberg::Error,
+        source: Box<iceberg::Error>,
     },
     /// The rows do not fit the table.
     #[error("column `{column}` does not fit table `{table}`: {source}")]
@@ -441,7 +441,7 @@ fn external(error: iceberg::Error) -> ParquetError {
 fn iceberg_error(table: &Table, source: iceberg::Error) -> WriteError {
     WriteError::Iceberg {
         table: table.identifier().to_string(),
-        source,
+        source: Box::new(source),
     }
 }
 

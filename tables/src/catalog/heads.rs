@@ -13,7 +13,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{Row, SqlitePool};
 use tracing::warn;
 
-use crate::catalog::CatalogError;
+use super::error::CatalogError;
 use crate::name::TableName;
 
 /// How long a statement waits for another process that holds the write lock.
@@ -99,6 +99,12 @@ impl HeadStore {
             .await
             .map_err(|error| opening_error(path, error))?;
         Ok(Self { pool, catalog })
+    }
+
+    /// Closes the connections: every later call fails.
+    #[cfg(test)]
+    pub(crate) async fn close(&self) {
+        self.pool.close().await;
     }
 
     /// Returns every table and its metadata location, in one statement.

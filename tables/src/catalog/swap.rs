@@ -1,0 +1,275 @@
+//! The moment a commit becomes true: new metadata is written, made durable, and the catalog's head is
+//! swapped from the base to it.
+//!
+//! Place on the event's path: the last step before the ack. Promise: what is reported as committed
+//! was read back from the catalog (EO-2), an unknown outcome is resolved by reading (EO-5), and a
+//! file is deleted only when nothing can refer to it.
+
+use std::time::{Duration, Instant};
+
+use iceberg::spec::TableMetadata;
+use iceberg::table::Table;
+use iceberg::{MetadataLocation, TableUpdate};
+use tracing::{debug, warn};
+
+use super::heads::Swap;
+use super::{Catalog, CatalogError, table_error};
+use crate::commit::{self, Change, CommitError};
+use crate::durable;
+use crate::metrics;
+use crate::name::TableName;
+
+/// Pauses between attempts to read the catalog back after a commit: 3.1 s in total.
+const READ_BACK_PAUSES_MS: [u64; 5] = [100, 200, 400, 800, 1600];
+
+impl Catalog {
+    /// Commits `change` as one snapshot on top of `base`: everything or nothing, and only when
+    /// `base` is still the head. The result was read back from the catalog (EO-2).
+    ///
+    /// Not cancel safe: when the future is dropped, the outcome is unknown.
+    pub async fn commit(&self, base: &Table, change: Change) -> Result<Table, CommitError> {
+        let name = table_name(base)?;
+        let started = Instant::now();
+        let result = self.commit_snapshot(&name, base, change).await;
+        let outcome = match &result {
+            Ok(_) => "committed",
+            Err(CommitError::Conflict { .. }) => "conflict",
+            Err(CommitError::Unknown { .. }) => "unknown",
+            Err(CommitError::Failed { .. }) => "failed",
+        };
+        metrics::commit_ended(&name.to_string(), outcome, started.elapsed());
+        result
+    }
+
+    /// Commits metadata updates that add no rows (tags, expiry, schema) on top of `base`, with the
+    /// same promises as [`Catalog::commit`].
+    pub async fn update(
+        &self,
+        base: &Table,
+        updates: Vec<TableUpdate>,
+    ) -> Result<Table, CommitError> {
+        let name = table_name(base)?;
+        let commit_id = uuid::Uuid::now_v7().to_string();
+        self.swap(&name, base, updates, &commit_id, Vec::new())
+            .await
+    }
+
+    async fn commit_snapshot(
+        &self,
+        name: &TableName,
+        base: &Table,
+        change: Change,
+    ) -> Result<Table, CommitError> {
+        let added = change.add.iter().map(|file| file.file_path().to_owned());
+        let added: Vec<String> = added.collect();
+        let now_ms = (self.inner.now)() / 1000;
+        let prepared = commit::prepare(name, base, change, now_ms)
+            .await
+            .map_err(|source| CommitError::failed(name, source))?;
+        let result = self
+            .swap(name, base, prepared.updates, &prepared.commit_id, added)
+            .await;
+        match &result {
+            Ok(table) => {
+                let kept = table.metadata().snapshots().len();
+                metrics::snapshots_kept(&name.to_string(), kept);
+                debug!(table = %name, commit_id = %prepared.commit_id, "committed");
+            }
+            // The head is known to be another one, so nothing can refer to these manifests.
+            Err(CommitError::Conflict { .. }) => self.delete(prepared.files).await,
+            Err(_) => {}
+        }
+        result
+    }
+
+    /// Writes new metadata, makes it durable, points the catalog at it, and reads it back.
+    async fn swap(
+        &self,
+        name: &TableName,
+        base: &Table,
+        updates: Vec<TableUpdate>,
+        commit_id: &str,
+        added: Vec<String>,
+    ) -> Result<Table, CommitError> {
+        let failed = |source: CatalogError| CommitError::failed(name, source);
+        let iceberg = |source: iceberg::Error| failed(table_error(name, source));
+        let base_location = base.metadata_location_result().map_err(iceberg)?;
+        let (metadata, expired) = apply(base, base_location, updates).map_err(iceberg)?;
+        let location = next_location(base_location, &metadata).map_err(iceberg)?;
+        let written = metadata.write_to(&self.inner.file_io, &location).await;
+        written.map_err(iceberg)?;
+        let location = location.to_string();
+        durable::sync(metadata.location(), &location, added)
+            .await
+            .map_err(|error| failed(error.into()))?;
+
+        let swapped = self.inner.heads.swap(name, base_location, &location).await;
+        if matches!(swapped, Ok(Swap::Lost)) {
+            self.delete(vec![location]).await;
+            return Err(CommitError::Conflict {
+                table: name.clone(),
+            });
+        }
+        self.read_back(name, base_location, &location, commit_id, swapped.err())
+            .await?;
+        let table = self.table(name, &location, metadata).map_err(failed)?;
+        self.remember(name, &table);
+        if deletes_old_metadata(&table) {
+            self.delete(expired).await;
+        }
+        Ok(table)
+    }
+
+    /// Finds out by reading whether `location` became the head (EO-2, EO-5). The answer of the
+    /// database to the commit is only a hint: `error` is what it said, if it was not "done".
+    async fn read_back(
+        &self,
+        name: &TableName,
+        base: &str,
+        location: &str,
+        commit_id: &str,
+        error: Option<CatalogError>,
+    ) -> Result<(), CommitError> {
+        if error.is_some() {
+            metrics::commit_resolved(&name.to_string());
+            warn!(table = %name, commit_id, error = ?error, "commit outcome unknown, reading the table");
+        }
+        let mut pauses = READ_BACK_PAUSES_MS.into_iter();
+        let unread = loop {
+            let outcome = self.outcome(name, base, location).await;
+            match (outcome, pauses.next()) {
+                (Ok(Outcome::Committed), _) => return Ok(()),
+                (Ok(Outcome::Overtaken), _) => {
+                    return Err(CommitError::Conflict {
+                        table: name.clone(),
+                    });
+                }
+                (Ok(Outcome::NotCommitted), _) => {
+                    let source = error.unwrap_or_else(|| CatalogError::Refused {
+                        table: name.clone(),
+                        reason: "the database reported success and kept the old head".to_owned(),
+                    });
+                    return Err(CommitError::failed(name, source));
+                }
+                (Err(_), Some(pause)) => tokio::time::sleep(Duration::from_millis(pause)).await,
+                (Err(unread), None) => break unread,
+            }
+        };
+        Err(CommitError::Unknown {
+            table: name.clone(),
+            commit_id: commit_id.to_owned(),
+            source: Box::new(error.unwrap_or(unread)),
+        })
+    }
+
+    async fn outcome(
+        &self,
+        name: &TableName,
+        base: &str,
+        location: &str,
+    ) -> Result<Outcome, CatalogError> {
+        let head = self.inner.heads.get(name).await?;
+        match head.as_deref() {
+            Some(head) if head == location => Ok(Outcome::Committed),
+            Some(head) if head == base => Ok(Outcome::NotCommitted),
+            Some(head) => {
+                let table = self.load_at(name, head).await?;
+                let mut log = table.metadata().metadata_log().iter();
+                let is_ancestor = log.any(|entry| entry.metadata_file == location);
+                Ok(if is_ancestor {
+                    Outcome::Committed
+                } else {
+                    Outcome::Overtaken
+                })
+            }
+            None => Err(CatalogError::NoSuchTable(name.clone())),
+        }
+    }
+}
+
+enum Outcome {
+    Committed,
+    NotCommitted,
+    Overtaken,
+}
+
+fn apply(
+    base: &Table,
+    base_location: &str,
+    updates: Vec<TableUpdate>,
+) -> Result<(TableMetadata, Vec<String>), iceberg::Error> {
+    let metadata = base.metadata().clone();
+    let mut builder = metadata.into_builder(Some(base_location.to_owned()));
+    for update in updates {
+        builder = update.apply(builder)?;
+    }
+    let built = builder.build()?;
+    let expired = built.expired_metadata_logs.into_iter();
+    let expired = expired.map(|entry| entry.metadata_file).collect();
+    Ok((built.metadata, expired))
+}
+
+fn next_location(base: &str, metadata: &TableMetadata) -> Result<MetadataLocation, iceberg::Error> {
+    let base: MetadataLocation = base.parse()?;
+    Ok(base.with_next_version().with_new_metadata(metadata))
+}
+
+fn deletes_old_metadata(table: &Table) -> bool {
+    let properties = table.metadata().properties();
+    properties
+        .get("write.metadata.delete-after-commit.enabled")
+        .is_some_and(|value| value == "true")
+}
+
+fn table_name(table: &Table) -> Result<TableName, CommitError> {
+    TableName::try_from(table.identifier()).map_err(|error| {
+        let name = TableName::new("unknown", "unknown").expect("a constant name is valid");
+        CommitError::failed(
+            &name,
+            CatalogError::Refused {
+                table: name.clone(),
+                reason: error.to_string(),
+            },
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::{DataType, Field, Schema};
+
+    use super::*;
+    use crate::catalog::CatalogConfig;
+    use crate::schema::{Partition, TableSpec};
+
+    #[tokio::test]
+    async fn a_commit_that_was_built_upon_at_once_still_counts_as_committed() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = CatalogConfig {
+            uri: format!("sqlite://{}/catalog.db", directory.path().display()),
+            warehouse: directory.path().join("warehouse"),
+        };
+        let catalog = Catalog::open(&config).await.unwrap();
+        let arrow = Schema::new(vec![Field::new("id", DataType::Int64, false)]);
+        let name: TableName = "raw.small".parse().unwrap();
+        let spec = TableSpec::from_arrow(name.clone(), &arrow, Partition::None).unwrap();
+        let base = catalog.ensure(&spec).await.unwrap();
+        let first = catalog.commit(&base, Change::default()).await.unwrap();
+        catalog.commit(&first, Change::default()).await.unwrap();
+
+        let location = |table: &Table| table.metadata_location().unwrap().to_owned();
+        let (base, first) = (location(&base), location(&first));
+        let lost_answer = || Some(CatalogError::NoSuchTable(name.clone()));
+        let found = catalog.read_back(&name, &base, &first, "id", lost_answer());
+        assert!(found.await.is_ok());
+        let never = "file:///never.metadata.json";
+        let lost = catalog.read_back(&name, &base, never, "id", lost_answer());
+        assert!(matches!(lost.await, Err(CommitError::Conflict { .. })));
+        let head = catalog.inner.heads.get(&name).await.unwrap().unwrap();
+        let unmoved = catalog.read_back(&name, &head, never, "id", lost_answer());
+        assert!(matches!(unmoved.await, Err(CommitError::Failed { .. })));
+        catalog.inner.heads.close().await;
+        let unread = catalog.read_back(&name, &base, &first, "id", lost_answer());
+        assert!(matches!(unread.await, Err(CommitError::Unknown { .. })));
+    }
+}
