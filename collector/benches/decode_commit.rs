@@ -78,14 +78,17 @@ async fn main() -> anyhow::Result<()> {
         let wire: Vec<_> = (0..batches)
             .map(|n| wire_batch(commit * batches + n))
             .collect();
-        bytes += wire.iter().map(|(header, _)| header.body_bytes).sum::<u64>();
+        bytes += wire
+            .iter()
+            .map(|(header, _)| header.body_bytes)
+            .sum::<u64>();
         events += batches * u64::from(EVENTS_PER_BATCH);
 
         let start = Instant::now();
         let mut rows = Vec::new();
         for (header, body) in &wire {
             let origin = BatchOrigin::new("bench".parse()?, 1, header, 0);
-            rows.push(stage(&origin, header, header.first_sequence, body, &skews)?.events);
+            rows.push(stage(&origin, header, body, &skews)?.events);
         }
         spent[0] += start.elapsed();
         let start = Instant::now();

@@ -45,8 +45,8 @@ pub struct Config {
 pub struct QuicConfig {
     /// UDP address to listen on. Default `127.0.0.1:7080`: loopback, until told otherwise.
     pub listen: SocketAddr,
-    /// Most agents connected at once; more are refused. Default 1024. Times
-    /// `stream_window_bytes * (batches_in_flight_max + 1)` it bounds the memory of unread bytes.
+    /// Most agents connected at once; more are refused. Default 1024. Times `session_window_bytes` it
+    /// bounds the memory of unread bytes.
     pub sessions_max: usize,
     /// A connection without any packet for this long is dropped. Default 30000 ms: three lost
     /// keep-alives. Lower drops agents on short outages; higher keeps dead ones longer.
@@ -59,6 +59,9 @@ pub struct QuicConfig {
     /// Unread bytes per stream. Default 2 MiB: 100 Mbit/s at 160 ms. Lower slows agents that are far
     /// away; higher costs memory per agent.
     pub stream_window_bytes: u32,
+    /// Unread bytes per session, of all its streams. Default 8 MiB: 80 MB/s at 100 ms. Lower slows
+    /// agents that are far away; higher costs memory per agent while commits are held up.
+    pub session_window_bytes: u32,
     /// Lets the kernel cut packets (GSO). Default true; switch it off where a network card or a
     /// container answers EIO.
     pub segmentation_offload: bool,
@@ -73,6 +76,7 @@ impl Default for QuicConfig {
             keep_alive_ms: 10_000,
             hello_timeout_ms: 5_000,
             stream_window_bytes: 2 * 1024 * 1024,
+            session_window_bytes: 8 * 1024 * 1024,
             segmentation_offload: true,
         }
     }
@@ -140,8 +144,8 @@ pub struct LimitsConfig {
     pub batch_bytes_max: u32,
     /// Most events in a batch; agents are told in Welcome. Default 10000.
     pub batch_events_max: u32,
-    /// Most batches of one agent without an answer; agents are told in Welcome. Default 8. More
-    /// help agents with a long round trip and cost memory per agent.
+    /// Most batches of one agent without an answer; agents are told in Welcome. Default 64. Answers
+    /// come only after a commit, so this times the batch size bounds what one agent moves per commit.
     pub batches_in_flight_max: u32,
     /// Uncompressed bytes of batches that are staged and not committed, of all agents. Default
     /// 256 MiB. When it is reached, no further body is read, which slows the agents down; nothing is
@@ -160,7 +164,7 @@ impl Default for LimitsConfig {
         Self {
             batch_bytes_max: 8 * 1024 * 1024,
             batch_events_max: 10_000,
-            batches_in_flight_max: 8,
+            batches_in_flight_max: 64,
             staged_bytes_max: 256 * 1024 * 1024,
             park_ms: 2_000,
             body_timeout_ms: 30_000,
@@ -218,6 +222,11 @@ impl Config {
                 "must be at least 16384",
             ),
             (
+                "quic.session_window_bytes",
+                quic.session_window_bytes >= quic.stream_window_bytes,
+                "must be at least quic.stream_window_bytes",
+            ),
+            (
                 "commit.interval_ms",
                 commit.interval_ms <= 600_000,
                 "must be at most 600000: agents keep everything that is not committed",
@@ -239,13 +248,13 @@ impl Config {
             ),
             (
                 "limits.batches_in_flight_max",
-                (1..=256).contains(&limits.batches_in_flight_max),
-                "must be from 1 to 256",
+                (1..=1024).contains(&limits.batches_in_flight_max),
+                "must be from 1 to 1024",
             ),
             (
                 "limits.staged_bytes_max",
-                limits.staged_bytes_max >= limits.batch_bytes_max,
-                "must be at least limits.batch_bytes_max, or the largest batch never fits",
+                limits.staged_bytes_max / 2 >= limits.batch_bytes_max,
+                "must be at least twice limits.batch_bytes_max, or the largest batch never fits",
             ),
         ];
         for (key, holds, message) in rules {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use headwater_protocol::frame;
 use headwater_protocol::{AgentId, BatchHeader, BatchReply, Epoch, Limits, Sequence};
 use quinn::{Connection, ReadToEndError, RecvStream, SendStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
 use crate::Shared;
@@ -47,6 +47,12 @@ enum Admission {
     },
     /// Answer now.
     Answer(BatchReply),
+}
+
+/// A batch that is read and turned into rows.
+struct Prepared {
+    rows: Rows,
+    memory: Memory,
 }
 
 impl Intake {
@@ -175,60 +181,100 @@ impl Intake {
             .await
             .map_err(|reason| self.retry(&reason))?;
         let resets = entry.resets();
+        let wait = Admission::Wait {
+            entry: entry.clone(),
+            resets,
+            last: span.last,
+        };
+        // An early batch is read and turned into rows while it waits, where there is room.
+        let ahead = match self.reserve_ahead(header.body_bytes) {
+            Some((memory, early)) if !entry.is_known(span) => {
+                Some((self.prepare(recv, &header, memory).await?, early))
+            }
+            _ => None,
+        };
         let parked = names::Held::new(names::PARKED_BATCHES, 1.0);
         let admitted = entry.turn(span, limits.park()).await;
         drop(parked);
         match admitted {
             Admitted::Duplicate => {
                 metrics::counter!(names::EVENTS_DUPLICATE).increment(u64::from(header.count));
+                Ok(wait)
             }
-            Admitted::Gap { expected } => {
-                return Ok(Admission::Answer(self.retry(&format!(
-                    "sequence `{expected}` comes first, not `{}`",
-                    span.first
-                ))));
+            Admitted::Gap { expected } => Ok(Admission::Answer(self.retry(&format!(
+                "sequence `{expected}` comes first, not `{}`",
+                span.first
+            )))),
+            Admitted::Turn(turn) => {
+                let prepared = match ahead {
+                    Some((prepared, early)) => {
+                        drop(early);
+                        prepared
+                    }
+                    None => {
+                        let memory = self.reserve(header.body_bytes).await?;
+                        self.prepare(recv, &header, memory).await?
+                    }
+                };
+                self.enqueue(&header, span, turn, prepared).await?;
+                Ok(wait)
             }
-            Admitted::Turn(turn) => self.stage(recv, &header, span, turn).await?,
         }
-        Ok(Admission::Wait {
-            entry,
-            resets,
-            last: span.last,
-        })
     }
 
-    /// Reads and stages the body of the batch whose turn it is.
-    async fn stage(
+    /// Reads the body and turns it into rows.
+    async fn prepare(
         &self,
         recv: &mut RecvStream,
         header: &BatchHeader,
-        span: Span,
-        turn: Turn,
-    ) -> Result<(), BatchReply> {
-        let memory = self.reserve(header.body_bytes).await?;
+        memory: Memory,
+    ) -> Result<Prepared, BatchReply> {
         let body = self.body(recv, header).await?;
         metrics::counter!(names::RECEIVED_BYTES).increment(body.len() as u64);
-        let from = turn.next_sequence().max(span.first);
-        let rows = self.rows(header, from, body).await?;
+        let rows = self.rows(header, body).await?;
+        Ok(Prepared { rows, memory })
+    }
+
+    /// Puts the batch whose turn it is into the committer's queue.
+    async fn enqueue(
+        &self,
+        header: &BatchHeader,
+        span: Span,
+        turn: Turn,
+        prepared: Prepared,
+    ) -> Result<(), BatchReply> {
+        let key = key(&self.agent, header.epoch).map_err(refused)?;
         let queue = self.shared.queue.reserve().await;
         let queue = queue.map_err(|_| self.retry("the collector stops"))?;
+        // The committer leaves out what comes before the position, as it does after a lost race.
+        let from = turn.next_sequence().max(span.first);
         let batch = StagedBatch {
-            key: key(&self.agent, header.epoch).map_err(refused)?,
-            span: Span {
-                first: from,
-                last: span.last,
-            },
-            rows,
+            key,
+            span,
+            rows: prepared.rows,
             staged_at: Instant::now(),
-            memory,
+            memory: prepared.memory,
         };
-        if turn.stage(from, span.last, || queue.send(batch)) {
-            metrics::counter!(names::EVENTS_STAGED).increment(span.last + 1 - from);
+        if turn.stage(span, || queue.send(batch)) {
+            metrics::counter!(names::EVENTS_STAGED).increment((span.last + 1).saturating_sub(from));
             metrics::counter!(names::EVENTS_DUPLICATE).increment(from - span.first);
             Ok(())
         } else {
             Err(self.retry("a batch before this one was given up"))
         }
+    }
+
+    /// Takes room for a batch whose turn has not come, if there is some now. Such batches get at most
+    /// half of all room: the other half is for the batches that they wait for.
+    fn reserve_ahead(&self, bytes: u64) -> Option<(Memory, OwnedSemaphorePermit)> {
+        let permits = u32::try_from(bytes).ok()?;
+        let early = Arc::clone(&self.shared.ahead)
+            .try_acquire_many_owned(permits)
+            .ok()?;
+        let permit = Arc::clone(&self.shared.budget)
+            .try_acquire_many_owned(permits)
+            .ok()?;
+        Some((Memory::new(permits, permit), early))
     }
 
     /// Waits for room among the staged bytes; meanwhile nothing is read from the agent.
@@ -237,11 +283,7 @@ impl Intake {
         let budget = Arc::clone(&self.shared.budget);
         let permit = budget.acquire_many_owned(permits).await;
         let permit = permit.map_err(|_| self.retry("the collector stops"))?;
-        Ok(Memory {
-            bytes,
-            _permit: permit,
-            _gauge: names::Held::new(names::STAGED_BYTES, f64::from(permits)),
-        })
+        Ok(Memory::new(permits, permit))
     }
 
     /// Room for zstd's worst case.
@@ -267,12 +309,7 @@ impl Intake {
     }
 
     /// Turns the body into rows on a blocking thread, at most one per core.
-    async fn rows(
-        &self,
-        header: &BatchHeader,
-        from: Sequence,
-        body: Vec<u8>,
-    ) -> Result<Rows, BatchReply> {
+    async fn rows(&self, header: &BatchHeader, body: Vec<u8>) -> Result<Rows, BatchReply> {
         let started = Instant::now();
         let core = self.shared.cores.acquire().await;
         let origin = BatchOrigin::new(
@@ -283,9 +320,8 @@ impl Intake {
         );
         let header = header.clone();
         let skews = Arc::clone(&self.shared.skews);
-        let staging = tokio::task::spawn_blocking(move || {
-            staging::stage(&origin, &header, from, &body, &skews)
-        });
+        let staging =
+            tokio::task::spawn_blocking(move || staging::stage(&origin, &header, &body, &skews));
         let staged = staging.await;
         drop(core);
         metrics::histogram!(names::STAGE_SECONDS).record(started.elapsed().as_secs_f64());

@@ -120,6 +120,11 @@ impl Entry {
         }
     }
 
+    /// Returns whether all of `span` is staged or committed now.
+    pub(crate) fn is_known(&self, span: Span) -> bool {
+        decide(self.state.borrow().position, span) == Admission::Duplicate
+    }
+
     /// Returns how often staged batches were given up; see [`Entry::until_committed`].
     pub(crate) fn resets(&self) -> u64 {
         self.state.borrow().resets
@@ -209,16 +214,16 @@ impl Turn {
         self.entry.state.borrow().position.staged.saturating_add(1)
     }
 
-    /// Moves the staged position to `last` if `from` still continues it, calling `enqueue` under the
-    /// same lock, so that the committer's queue has the order of the sequences. Returns whether the
-    /// batch is staged or committed now (another collector may have come first meanwhile).
-    pub(crate) fn stage(self, from: Sequence, last: Sequence, enqueue: impl FnOnce()) -> bool {
+    /// Moves the staged position to the end of `span` if it still continues the position, calling
+    /// `enqueue` under the same lock, so that the committer's queue has the order of the sequences.
+    /// Returns whether the batch is staged or committed now (another collector may have come first).
+    pub(crate) fn stage(self, span: Span, enqueue: impl FnOnce()) -> bool {
         let mut staged = true;
         self.entry.state.send_if_modified(|state| {
-            match decide(state.position, Span { first: from, last }) {
+            match decide(state.position, span) {
                 Admission::New | Admission::Overlap { .. } => {
                     enqueue();
-                    state.position.staged = last;
+                    state.position.staged = span.last;
                 }
                 Admission::Duplicate => {}
                 Admission::Gap { .. } => staged = false,
@@ -268,7 +273,7 @@ mod tests {
         let Admitted::Turn(turn) = entry.turn(span(1, 2), Duration::ZERO).await else {
             panic!("the first batch is next");
         };
-        assert!(turn.stage(1, 2, || {}));
+        assert!(turn.stage(span(1, 2), || {}));
         let Admitted::Turn(turn) = early.await.unwrap() else {
             panic!("its turn has come");
         };
@@ -303,7 +308,7 @@ mod tests {
         let Admitted::Turn(turn) = entry.turn(span(1, 2), Duration::ZERO).await else {
             panic!("the first batch is next");
         };
-        assert!(turn.stage(1, 2, || {}));
+        assert!(turn.stage(span(1, 2), || {}));
         ledger.reset(&key);
         assert!(matches!(
             entry.until_committed(2, resets).await,
@@ -318,7 +323,7 @@ mod tests {
         let Admitted::Turn(turn) = first.turn(span(1, 2), Duration::ZERO).await else {
             panic!("the first batch is next");
         };
-        assert!(turn.stage(1, 2, || {}));
+        assert!(turn.stage(span(1, 2), || {}));
         drop(first);
         ledger.raise_all(8, |_| 0);
         assert_eq!(ledger.entries.lock().len(), 1);

@@ -109,6 +109,8 @@ struct Shared {
     skews: Arc<SkewMemory>,
     /// Staged bytes that are left.
     budget: Arc<Semaphore>,
+    /// The part of it that batches may take before their turn.
+    ahead: Arc<Semaphore>,
     cores: Semaphore,
     queue: mpsc::Sender<StagedBatch>,
     /// Streams between their header and the queue.
@@ -187,6 +189,7 @@ pub async fn start_with(
         sessions: Sessions::default(),
         skews: Arc::default(),
         budget: Arc::new(Semaphore::new(config.limits.staged_bytes_max as usize)),
+        ahead: Arc::new(Semaphore::new(config.limits.staged_bytes_max as usize / 2)),
         cores: intake::cores(),
         queue,
         admitting: TaskTracker::new(),

@@ -64,7 +64,6 @@ pub(crate) fn server_config(
         source: rustls::Error::General(error.to_string()),
     })?;
     let streams = limits.batches_in_flight_max + 1;
-    let window = u64::from(quic.stream_window_bytes) * u64::from(streams);
     let idle = Duration::from_millis(quic.idle_timeout_ms);
     let mut transport = quinn::TransportConfig::default();
     transport
@@ -72,8 +71,7 @@ pub(crate) fn server_config(
         .max_concurrent_uni_streams(0u8.into())
         .datagram_receive_buffer_size(None)
         .stream_receive_window(quic.stream_window_bytes.into())
-        // Room for every stream: one that waits unread must not stop the one it waits for.
-        .receive_window(VarInt::from_u64(window).unwrap_or(VarInt::MAX))
+        .receive_window(quic.session_window_bytes.into())
         .keep_alive_interval(Some(Duration::from_millis(quic.keep_alive_ms)))
         .max_idle_timeout(quinn::IdleTimeout::try_from(idle).ok())
         .enable_segmentation_offload(quic.segmentation_offload);
@@ -172,20 +170,24 @@ async fn welcome(
     let intake = Intake::new(Arc::clone(shared), named.clone(), connection.clone());
     let entry = intake.epoch(hello.epoch).await?;
     let committed = entry.committed();
-    check_history(hello.lowest_unacknowledged, committed.through)?;
+    if lacks_history(hello.lowest_unacknowledged, committed.through) {
+        tracing::error!(
+            agent_id = %named,
+            epoch = hello.epoch,
+            agent_holds_from = hello.lowest_unacknowledged,
+            committed_through = committed.through,
+            "acked events are not in the table: another catalog, or a table that was rolled back; \
+             the agent must go on with a new epoch"
+        );
+    }
     Ok((intake, committed))
 }
 
-/// An agent that has forgotten events which the table does not have was acked elsewhere, or the
-/// table was rolled back: its sequences can never be contiguous here.
-fn check_history(lowest: Sequence, committed: Sequence) -> Result<(), String> {
-    if lowest > committed.saturating_add(1) {
-        return Err(format!(
-            "the agent holds sequences from `{lowest}`, the table ends at `{committed}`: wrong \
-             catalog, or a table that was rolled back; start the agent with a new buffer epoch"
-        ));
-    }
-    Ok(())
+/// Says whether the agent has forgotten events that the table does not have. Welcome tells it the
+/// watermark; its sequences can be contiguous again only in a new epoch, and until then its batches
+/// are gaps.
+fn lacks_history(lowest: Sequence, committed: Sequence) -> bool {
+    lowest > committed.saturating_add(1)
 }
 
 /// Returns the agent that the client's certificate names.
@@ -342,10 +344,9 @@ mod tests {
 
     #[test]
     fn forgotten_events_that_the_table_lacks_are_noticed() {
-        assert!(check_history(0, 0).is_ok());
-        assert!(check_history(1, 0).is_ok());
-        assert!(check_history(1, 50).is_ok());
-        assert!(check_history(51, 50).is_ok());
-        assert!(check_history(52, 50).is_err());
+        for (lowest, committed) in [(0, 0), (1, 0), (1, 50), (51, 50)] {
+            assert!(!lacks_history(lowest, committed), "{lowest} {committed}");
+        }
+        assert!(lacks_history(52, 50));
     }
 }

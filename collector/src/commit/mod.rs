@@ -25,9 +25,7 @@ use arrow::record_batch::RecordBatch;
 use headwater_protocol::Sequence;
 use headwater_tables::schema::{RAW_EVENTS, RAW_QUARANTINE};
 use headwater_tables::watermark::{WatermarkError, Watermarks};
-use headwater_tables::{
-    Catalog, CatalogError, Change, CommitError, DataFile, Table, TableName,
-};
+use headwater_tables::{Catalog, CatalogError, Change, CommitError, DataFile, Table, TableName};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -56,9 +54,20 @@ pub(crate) struct StagedBatch {
 /// A share of the staged bytes, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    pub(crate) bytes: u64,
-    pub(crate) _permit: OwnedSemaphorePermit,
-    pub(crate) _gauge: names::Held,
+    bytes: u64,
+    _permit: OwnedSemaphorePermit,
+    _gauge: names::Held,
+}
+
+impl Memory {
+    /// Holds `permit`, which stands for as many bytes.
+    pub(crate) fn new(bytes: u32, permit: OwnedSemaphorePermit) -> Self {
+        Self {
+            bytes: u64::from(bytes),
+            _permit: permit,
+            _gauge: names::Held::new(names::STAGED_BYTES, f64::from(bytes)),
+        }
+    }
 }
 
 /// A moment in a round, for [`CommitHook`].

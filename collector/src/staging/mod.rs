@@ -1,8 +1,8 @@
 //! Staging: the body of a batch becomes Arrow rows of `raw.events` and `raw.quarantine`.
 //!
 //! Place on the path: between admission and commit; CPU work without IO, called on a blocking
-//! thread. Promise: every sequence from `from` to the end of the batch becomes exactly one row, of
-//! one table or the other; what cannot be read never stalls the rest.
+//! thread. Promise: every sequence of the batch becomes exactly one row, of one table or the
+//! other; what cannot be read never stalls the rest.
 
 pub mod actor;
 pub(crate) mod event_rows;
@@ -14,7 +14,7 @@ pub mod time_rule;
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 use headwater_protocol::batch::{self, BodyError, Slot};
-use headwater_protocol::{AgentId, BatchHeader, Epoch, Event, Sequence};
+use headwater_protocol::{AgentId, BatchHeader, Epoch, Event};
 
 use crate::ledger::Key;
 use event_rows::EventRows;
@@ -63,14 +63,13 @@ pub enum StageError {
     Rows(#[from] ArrowError),
 }
 
-/// Turns a compressed body into rows, leaving out the events before `from`.
+/// Turns a compressed body into rows.
 ///
 /// # Errors
 /// [`StageError::Body`] when the batch must be refused.
 pub fn stage(
     origin: &BatchOrigin,
     header: &BatchHeader,
-    from: Sequence,
     body: &[u8],
     skews: &SkewMemory,
 ) -> Result<Rows, StageError> {
@@ -79,9 +78,6 @@ pub fn stage(
     let mut events = EventRows::default();
     let mut quarantine = QuarantineRows::default();
     for (sequence, slot) in (header.first_sequence..).zip(slots) {
-        if sequence < from {
-            continue;
-        }
         match slot {
             Slot::Record(record) => match Event::from_record(&record) {
                 Ok(event) => events.push(origin, sequence, &record, &event, skews)?,

@@ -25,7 +25,7 @@ fn record(body: &str) -> Record {
     }
 }
 
-fn staged(records: &[u8], count: u32, from: Sequence) -> Result<Rows, StageError> {
+fn staged(records: &[u8], count: u32) -> Result<Rows, StageError> {
     let header = BatchHeader {
         epoch: 5,
         first_sequence: 1,
@@ -35,7 +35,7 @@ fn staged(records: &[u8], count: u32, from: Sequence) -> Result<Rows, StageError
     };
     let origin = BatchOrigin::new("agent-1".parse().unwrap(), 5, &header, NOW + 1);
     let body = batch::compress(records).unwrap();
-    stage(&origin, &header, from, &body, &SkewMemory::default())
+    stage(&origin, &header, &body, &SkewMemory::default())
 }
 
 fn text<'a>(rows: &'a RecordBatch, column: &str) -> Option<&'a str> {
@@ -77,7 +77,7 @@ fn an_event_fills_its_columns() {
         "timestamp":"2026-09-21T10:00:00Z","properties":{"rating":4,"conversation_id":77,"z":1,"a":2},
         "context":{"library":{"name":"analytics-python","version":"2.4"},"locale":"de",
         "page":{"url":"https://a.example/x","path":"/x"}}}"#;
-    let rows = staged(&record(body).encode(), 1, 1).unwrap();
+    let rows = staged(&record(body).encode(), 1).unwrap();
     let events = rows.events;
     let expected = [
         ("company_id", Some("acme")),
@@ -122,7 +122,7 @@ fn an_event_fills_its_columns() {
 #[test]
 fn a_promoted_property_of_another_type_is_null_and_kept_in_the_json() {
     let body = r#"{"type":"track","event":"E","userId":"u","properties":{"rating":"four","team_id":{"x":1}}}"#;
-    let events = staged(&record(body).encode(), 1, 1).unwrap().events;
+    let events = staged(&record(body).encode(), 1).unwrap().events;
     assert!(events.column_by_name("rating").unwrap().is_null(0));
     assert_eq!(text(&events, "team_id"), None);
     assert_eq!(
@@ -139,7 +139,7 @@ fn every_slot_becomes_one_row_with_its_sequence() {
     body.push(0x2a); // A number where a record should be.
     record(good).encode_into(&mut body);
     record("{").encode_into(&mut body);
-    let rows = staged(&body, 5, 1).unwrap();
+    let rows = staged(&body, 5).unwrap();
     let sequences = |rows: &RecordBatch, column| -> Vec<i64> {
         rows.column(column)
             .as_primitive::<Int64Type>()
@@ -162,10 +162,14 @@ fn every_slot_becomes_one_row_with_its_sequence() {
 }
 
 #[test]
-fn known_events_of_an_overlap_are_left_out() {
+fn known_events_of_an_overlap_are_cut_off() {
     let one = record(r#"{"type":"identify","userId":"u"}"#).encode();
-    let rows = staged(&one.repeat(5), 5, 4).unwrap();
-    assert_eq!(rows.events.num_rows(), 2);
+    let events = staged(&one.repeat(5), 5).unwrap().events;
+    let column = event_rows::column::SEQUENCE;
+    for (after, rows) in [(0, 5), (3, 2), (5, 0), (9, 0)] {
+        let cut = crate::commit::files::rows_after(&events, column, after);
+        assert_eq!(cut.num_rows(), rows);
+    }
 }
 
 #[test]
@@ -173,7 +177,7 @@ fn long_payloads_are_cut_and_say_so() {
     let mut long = record("");
     long.event_type = Some(EventType::Track);
     long.body = ByteBuf::from(vec![b'x'; quarantine_rows::PAYLOAD_BYTES_MAX + 10]);
-    let rows = staged(&long.encode(), 1, 1).unwrap().quarantine;
+    let rows = staged(&long.encode(), 1).unwrap().quarantine;
     let payload = rows.column_by_name("payload").unwrap().as_binary::<i32>();
     assert_eq!(payload.value(0).len(), quarantine_rows::PAYLOAD_BYTES_MAX);
     let truncated = rows.column_by_name("payload_truncated").unwrap();
@@ -189,7 +193,7 @@ fn long_payloads_are_cut_and_say_so() {
 fn a_body_with_another_count_is_refused() {
     let one = record("{}").encode();
     assert!(matches!(
-        staged(&one, 2, 1),
+        staged(&one, 2),
         Err(StageError::Body(BodyError::Count {
             expected: 2,
             got: 1

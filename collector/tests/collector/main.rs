@@ -142,13 +142,26 @@ async fn an_agent_that_is_not_in_its_certificate_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_agent_whose_history_is_not_in_the_table_is_refused() {
+async fn an_agent_whose_history_is_not_in_the_table_learns_the_watermark() {
     let world = World::new();
     let collector = world.collector().await;
     let mut forgetful = hello("agent-1", EPOCH);
     forgetful.lowest_unacknowledged = 100;
-    let refused = world.connect("agent-1", forgetful, collector.address).await;
-    assert!(refused.err().unwrap().contains("new buffer epoch"));
+    let agent = world
+        .connect("agent-1", forgetful, collector.address)
+        .await
+        .unwrap();
+    assert_eq!(agent.welcome.committed_through, 0);
+    assert!(matches!(
+        agent.send(100..=110).await,
+        Some(BatchReply::Retry { .. })
+    ));
+    // The way out: a new epoch.
+    let agent = world
+        .connect("agent-1", hello("agent-1", EPOCH + 1), collector.address)
+        .await
+        .unwrap();
+    assert_eq!(acked(agent.send(1..=11).await), 11);
     collector.stop().await;
 }
 
