@@ -189,14 +189,16 @@ impl Parts {
         let mut http = tokio::spawn(self.source.serve(self.http, stop.clone()));
         let mut sequencer =
             tokio::task::spawn_blocking(move || self.sequencer_thread.join().is_ok());
-        // The sequencer ends when the last request has let go of it, so this order is the path's.
         let outcome = tokio::select! {
+            // First, because all parts end soon after it.
+            biased;
             () = stop.cancelled() => Ok(()),
-            _ = &mut shipper, if !stop.is_cancelled() => ended("shipper", String::new()),
-            result = &mut http, if !stop.is_cancelled() => ended("source", format!("{result:?}")),
+            _ = &mut shipper => ended("shipper", String::new()),
+            result = &mut http => ended("source", format!("{result:?}")),
             _ = &mut sequencer => ended("sequencer", "see the log above".to_owned()),
         };
         stop.cancel();
+        // The sequencer ends when the last request has let go of it, so this order is the path's.
         if !http.is_finished() && within(HTTP_STOP, &mut http).await.is_none() {
             warn!("requests in progress are cut off");
             http.abort();
