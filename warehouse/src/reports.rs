@@ -20,7 +20,7 @@ use crate::models::{Model, Refresh};
 use crate::night::NightError;
 use crate::progress::Progress;
 use crate::publish::{Publisher, changed_days, conform_to_table};
-use crate::rows::{row_texts, sorted};
+use crate::rows::{conform, row_texts, sorted};
 use crate::session::Session;
 
 /// The column by which every report is partitioned.
@@ -30,8 +30,7 @@ const REPORT_DATE: &str = "report_date";
 struct Computed<'a> {
     model: &'a Model,
     days: BTreeSet<i32>,
-    schema: SchemaRef,
-    rows: Vec<RecordBatch>,
+    rows: RecordBatch,
 }
 
 /// Returns the dates that a night computes: `date` and the late days before it.
@@ -57,7 +56,7 @@ pub(crate) async fn publish(
     for model in models {
         progress.started(&model.table.to_string(), None);
         let report = compute(&session, model, &window, config).await?;
-        let rows: usize = report.rows.iter().map(RecordBatch::num_rows).sum();
+        let rows = report.rows.num_rows();
         progress.finished(
             &model.table.to_string(),
             &format!("{rows} rows of {} days computed", report.days.len()),
@@ -111,18 +110,16 @@ async fn compute<'a>(
         .rows_at_most(&model.sql, limit)
         .await
         .map_err(failed())?;
-    if rows.iter().map(RecordBatch::num_rows).sum::<usize>() > limit {
+    let rows = conform(&Arc::new(nullable(&schema)), &rows)?;
+    if rows.num_rows() > limit {
         return Err(invalid(
             model,
             format!("returns more than {limit} rows (`limits.report_rows_max`)"),
         ));
     }
-    Ok(Computed {
-        model,
-        days,
-        schema,
-        rows,
-    })
+    check_columns(model, &schema)?;
+    check_rows(model, &rows, &days)?;
+    Ok(Computed { model, days, rows })
 }
 
 /// Publishes the days of one report that changed; returns how many.
@@ -131,17 +128,12 @@ async fn publish_one(
     session: &Session,
     report: Computed<'_>,
 ) -> Result<usize, NightError> {
-    let Computed {
-        model,
-        days,
-        schema,
-        rows,
-    } = report;
+    let Computed { model, days, rows } = report;
     let name = &model.table;
-    check_columns(model, &schema)?;
+    let schema = rows.schema();
     let spec = TableSpec::from_arrow(
         name.clone(),
-        &nullable(&schema),
+        &schema,
         Partition::Identity(REPORT_DATE.to_owned()),
     )?;
     let table = publisher.ensure(&spec).await?;
@@ -161,8 +153,7 @@ async fn publish_one(
     let mut order = vec![REPORT_DATE.to_owned()];
     order.extend(model.grain.iter().cloned());
     let published = sorted(&conform_to_table(name, &table, &published)?, &order)?;
-    let computed = sorted(&conform_to_table(name, &table, &rows)?, &order)?;
-    check_rows(model, &computed, &days)?;
+    let computed = sorted(&conform_to_table(name, &table, &[rows])?, &order)?;
     let changed = changed_days(&by_day(&published)?, &by_day(&computed)?);
     if changed.is_empty() {
         return Ok(0);

@@ -138,3 +138,15 @@ fn the_example_configuration_is_valid() {
         headwater_service::config::load_with(Some(&path), std::iter::empty()).unwrap();
     config.validate().unwrap();
 }
+
+#[test]
+fn the_documentation_names_every_column_of_every_report() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/warehouse.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    for model in headwater_warehouse::models::load(None).unwrap() {
+        for (column, doc) in model.columns {
+            let line = format!("| `{column}` | {doc} |");
+            assert!(text.contains(&line), "{}: {line}", model.table);
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! The night, on a small operational database and events that are written through the tables' API.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 mod core_tables;
 mod failures;
 mod metrics;

@@ -1,6 +1,7 @@
 //! A small world: an operational SQLite file, a catalog and events written as the collector writes
 //! them, through the tables' own API.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -128,7 +129,13 @@ impl World {
 
     /// Makes a world whose operational database is not there.
     pub(crate) fn without_source() -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        // In memory where that is possible: these tests are not about fsync, and a night has dozens.
+        let memory = Path::new("/dev/shm");
+        let directory = if memory.is_dir() {
+            tempfile::tempdir_in(memory).unwrap()
+        } else {
+            tempfile::tempdir().unwrap()
+        };
         let at = |name: &str| directory.path().join(name);
         let mut config = Config {
             catalog: CatalogConfig {
