@@ -21,9 +21,11 @@ use super::session::{PinnedCatalog, PinnedSchema, Pins};
 use super::{IcebergProvider, QueryError, schema};
 use crate::schema::{CORE_EVENTS, RAW_EVENTS, raw_events};
 
-/// Property of `core.events`: the snapshot of `raw.events` up to which it holds every message. The
-/// warehouse sets it in the commit that adds the rows.
-pub(super) const RAW_SNAPSHOT_PROPERTY: &str = "headwater.core.raw-snapshot-id";
+/// Property of `core.events`: the sequence number of the snapshot of `raw.events` up to which it holds
+/// every message. The warehouse sets it in the commit that adds the rows.
+const RAW_SEQUENCE_PROPERTY: &str = "headwater.core.raw-sequence-number";
+/// Property of `core.events`: the id of that snapshot, which gives its sequence number until it expires.
+const RAW_SNAPSHOT_PROPERTY: &str = "headwater.core.raw-snapshot-id";
 
 /// Columns of `core.events` that `raw.events` does not have, and what they are for an event that no
 /// night has processed: the plan and the company's time zone are not known yet.
@@ -64,22 +66,27 @@ pub(super) fn view(pins: &Pins) -> Result<Arc<dyn TableProvider>, QueryError> {
 
 /// Returns the rows of `raw.events` that `core.events` may not hold yet, `None` when it holds all.
 fn arrived_since(raw: &Table, core: &Table) -> Result<Option<Arc<dyn TableProvider>>, QueryError> {
-    let covered = core
+    let newest = raw
         .metadata()
-        .properties()
-        .get(RAW_SNAPSHOT_PROPERTY)
-        .and_then(|id| id.parse::<i64>().ok());
-    let metadata = raw.metadata();
-    let provider = match covered {
-        Some(id) if metadata.current_snapshot_id() == Some(id) => return Ok(None),
-        Some(id) if metadata.snapshot_by_id(id).is_some() => {
-            IcebergProvider::added_since(raw.clone(), id)?
-        }
+        .current_snapshot()
+        .map_or(0, |snapshot| snapshot.sequence_number());
+    let provider = match covered_sequence(raw, core) {
+        Some(covered) if newest <= covered => return Ok(None),
+        Some(covered) => IcebergProvider::added_after(raw.clone(), covered)?,
         // The snapshot expired, or core.events has never been filled: the anti-join removes what
         // core.events knows, so reading everything is slow and right.
-        _ => IcebergProvider::new(raw.clone())?,
+        None => IcebergProvider::new(raw.clone())?,
     };
     Ok(Some(Arc::new(provider)))
+}
+
+/// Returns the sequence number of `raw.events` up to which `core.events` holds every message.
+fn covered_sequence(raw: &Table, core: &Table) -> Option<i64> {
+    let number = |key| core.metadata().properties().get(key)?.parse::<i64>().ok();
+    number(RAW_SEQUENCE_PROPERTY).or_else(|| {
+        let id = number(RAW_SNAPSHOT_PROPERTY)?;
+        Some(raw.metadata().snapshot_by_id(id)?.sequence_number())
+    })
 }
 
 fn raw_schema() -> Result<SchemaRef, QueryError> {

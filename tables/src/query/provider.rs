@@ -87,9 +87,19 @@ impl IcebergProvider {
                 snapshot_id,
             });
         };
-        let after_sequence = Some(snapshot.sequence_number());
+        let sequence = snapshot.sequence_number();
+        Self::added_after(table, sequence)
+    }
+
+    /// Makes a table provider of the rows added after the snapshot with this sequence number, which
+    /// need not be in the table's metadata any more. Rows that compaction has since moved may come
+    /// along, so the caller removes what it knows already.
+    ///
+    /// # Errors
+    /// [`QueryError::Metadata`] when the schema has a type that Arrow cannot hold.
+    pub fn added_after(table: Table, sequence_number: i64) -> Result<Self, QueryError> {
         Ok(Self {
-            after_sequence,
+            after_sequence: Some(sequence_number),
             ..Self::new(table)?
         })
     }

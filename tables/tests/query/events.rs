@@ -190,6 +190,26 @@ async fn an_expired_or_missing_raw_snapshot_costs_time_and_not_rows() {
 }
 
 #[tokio::test]
+async fn the_sequence_number_outlives_the_raw_snapshot() {
+    let lake = with_raw().await;
+    with_core(&lake).await;
+    let raw = arrive(&lake, &[("a1", "x", 1, 1)]).await;
+    night(&lake, &[("a1", "x", 1, 1)]).await;
+    let sequence = raw.metadata().current_snapshot().unwrap().sequence_number();
+    let property = "headwater.core.raw-sequence-number";
+    lake.set_property(CORE, property, sequence.to_string())
+        .await;
+    covers(&lake, 42).await;
+    let context = open(&lake, &[RAW, CORE]).await;
+    assert_eq!(reads(&context, "SELECT * FROM events").await.scans, 1);
+    arrive(&lake, &[("a2", "y", 2, 2)]).await;
+    let context = open(&lake, &[RAW, CORE]).await;
+    assert_eq!(value(&context, SUMMARY).await, "a1=x a2=y");
+    // The night's file twice, for the rows and for what is known, and the one new file.
+    assert_eq!(reads(&context, "SELECT * FROM events").await.files, 3);
+}
+
+#[tokio::test]
 async fn the_view_has_the_same_columns_whatever_is_missing() {
     let lake = with_raw().await;
     with_core(&lake).await;
