@@ -59,6 +59,9 @@ pub struct HttpConfig {
     pub event_bytes_max: u64,
     /// Most open connections; more wait in the kernel's queue. Default 2048.
     pub connections_max: usize,
+    /// Silence after which a connection is closed, in milliseconds. Default 75000: longer than the
+    /// keep-alive of common clients. Must be above the longest commit.
+    pub idle_timeout_ms: u64,
     /// Memory that bodies in progress may take together, in bytes; above it 429. Default 128 MiB.
     pub memory_bytes_max: u64,
     /// Longest time to read a body, in milliseconds; then 408. Default 30000.
@@ -78,6 +81,7 @@ impl Default for HttpConfig {
             inflated_bytes_max: 20 * MIB,
             event_bytes_max: MIB,
             connections_max: 2048,
+            idle_timeout_ms: 75_000,
             memory_bytes_max: 128 * MIB,
             read_timeout_ms: 30_000,
             retry_after_s: 5,
@@ -372,6 +376,11 @@ impl Config {
             collector.stop_drain_ms <= 3000,
             "collector.stop_drain_ms",
             || "must be at most 3000, so that a stop ends within 5 s".to_owned(),
+        )?;
+        check(
+            self.http.idle_timeout_ms >= 1000,
+            "http.idle_timeout_ms",
+            || "must be at least 1000".to_owned(),
         )?;
         check(
             self.http.read_timeout_ms > 0,

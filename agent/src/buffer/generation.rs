@@ -122,17 +122,13 @@ impl Generation {
         Ok(generation)
     }
 
-    /// Opens an existing generation. A damaged snapshot of the store is moved aside first.
+    /// Opens an existing generation. When that fails the store's snapshot is moved aside once: the
+    /// log alone holds everything.
     pub(super) fn open(parent: &Path, start: Position) -> Result<Self, StoreError> {
         let path = directory(parent, start);
         match Self::open_at(path.clone(), start) {
-            Err(StoreError::Sled(sled::Error::Corruption { .. }))
-                if set_snapshots_aside(&path)? =>
-            {
-                tracing::warn!(
-                    start,
-                    "snapshot of a generation was damaged and is set aside"
-                );
+            Err(error) if !error.is_transient() && set_snapshots_aside(&path)? => {
+                tracing::warn!(start, %error, "a generation is opened again without its snapshot");
                 Self::open_at(path, start)
             }
             other => other,

@@ -1,5 +1,7 @@
-//! A listener that holds a bounded number of connections; more wait in the kernel's queue.
+//! A listener that holds a bounded number of connections; more wait in the kernel's queue. One that
+//! says nothing for too long is closed, so that silent clients cannot keep the others out.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -12,18 +14,25 @@ use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep};
 
 /// The listener.
 pub(super) struct Connections {
     listener: TcpListener,
     places: Arc<Semaphore>,
+    idle_timeout: Duration,
 }
 
 impl Connections {
-    pub(super) fn new(listener: TcpListener, connections_max: usize) -> Self {
+    pub(super) fn new(
+        listener: TcpListener,
+        connections_max: usize,
+        idle_timeout: Duration,
+    ) -> Self {
         Self {
             listener,
             places: Arc::new(Semaphore::new(connections_max)),
+            idle_timeout,
         }
     }
 }
@@ -45,13 +54,13 @@ impl Listener for Connections {
                     if let Err(error) = stream.set_nodelay(true) {
                         tracing::debug!(%error, "TCP_NODELAY cannot be set");
                     }
-                    return (
-                        Connection {
-                            stream,
-                            _place: place,
-                        },
-                        peer,
-                    );
+                    let connection = Connection {
+                        stream,
+                        idle_timeout: self.idle_timeout,
+                        idle: Box::pin(tokio::time::sleep(self.idle_timeout)),
+                        _place: place,
+                    };
+                    return (connection, peer);
                 }
                 Err(error) => {
                     // Out of descriptors, most likely: they come back when connections end.
@@ -80,6 +89,8 @@ impl Connected<IncomingStream<'_, Connections>> for Peer {
 /// A connection and its place.
 pub(super) struct Connection {
     stream: TcpStream,
+    idle_timeout: Duration,
+    idle: Pin<Box<Sleep>>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -89,7 +100,16 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if read.is_ready() {
+            let deadline = Instant::now() + self.idle_timeout;
+            self.idle.as_mut().reset(deadline);
+            return read;
+        }
+        self.idle
+            .as_mut()
+            .poll(cx)
+            .map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 

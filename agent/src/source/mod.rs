@@ -90,7 +90,11 @@ impl Source {
         listener: TcpListener,
         stop: CancellationToken,
     ) -> std::io::Result<()> {
-        let connections = Connections::new(listener, self.shared.config.connections_max);
+        let connections = Connections::new(
+            listener,
+            self.shared.config.connections_max,
+            Duration::from_millis(self.shared.config.idle_timeout_ms),
+        );
         let router = Router::new().fallback(handle).with_state(self);
         let service = router.into_make_service_with_connect_info::<Peer>();
         axum::serve(connections, service)

@@ -224,3 +224,15 @@ fn debug_keys(text: &str) -> Vec<(String, Vec<String>)> {
     }
     out
 }
+
+#[test]
+fn documentation_lists_every_metric() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/agent.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    for (name, _, _) in headwater_agent::metrics::ALL {
+        assert!(
+            text.contains(&format!("| `{name}` |")),
+            "`{name}` is missing in docs/agent.md"
+        );
+    }
+}
