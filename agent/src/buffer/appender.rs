@@ -33,9 +33,9 @@ pub enum AppendError {
         bound: u64,
     },
     /// The file system is full or nearly so.
-    #[error("disk has less than `{wanted}` bytes free")]
+    #[error("disk is full; events are taken again when `{wanted}` bytes are free")]
     DiskFull {
-        /// `buffer.disk_free_bytes_min`.
+        /// `buffer.disk_free_bytes_min` and room for the reserve.
         wanted: u64,
     },
     /// The store failed; another generation follows. It is not known whether these records are durable.
@@ -236,12 +236,10 @@ impl Appender {
             return Err(AppendError::TooLarge(largest));
         }
         let bytes: u64 = records.iter().map(|record| record.len() as u64).sum();
-        self.recover()?;
         if self.disk_low {
-            return Err(AppendError::DiskFull {
-                wanted: self.config.disk_free_bytes_min,
-            });
+            return Err(self.disk_full());
         }
+        self.recover()?;
         self.check_bound(bytes)?;
         self.rotate_if_due(records.len() as u64, bytes)?;
         let Some(tail) = self.tail.clone() else {
@@ -305,7 +303,12 @@ impl Appender {
             // Left by an attempt that failed before anything was accepted into it.
             std::fs::remove_dir_all(&path)?;
         }
-        let generation = Arc::new(Generation::create(&parent, self.next)?);
+        let created = Generation::create(&parent, self.next);
+        if created.is_err() && path.exists() {
+            // Gives its room back at once; a leftover would go with the next attempt.
+            drop(std::fs::remove_dir_all(&path));
+        }
+        let generation = Arc::new(created?);
         let mut state = self.buffer.shared.state.lock();
         let acked = state.acked;
         if let Some(previous) = state.generations.get_mut(&self.tail_start)
@@ -341,13 +344,18 @@ impl Appender {
         }
         drop(state);
         if error.is_disk_full() {
+            // The room is for opening and draining what is there: intake waits until it is back.
             self.reserve.release();
             self.disk_low = true;
-            return AppendError::DiskFull {
-                wanted: self.config.disk_free_bytes_min,
-            };
+            return self.disk_full();
         }
         AppendError::Store(error.to_string())
+    }
+
+    fn disk_full(&self) -> AppendError {
+        AppendError::DiskFull {
+            wanted: self.config.disk_free_bytes_min + self.reserve.wanted_bytes() * 2,
+        }
     }
 
     /// Begins a new generation after an error. The failed one keeps what was acknowledged; what its
@@ -365,7 +373,10 @@ impl Appender {
 
     /// Does what is due about once a second: marks, free disk, recovery, space to give back.
     pub fn maintain(&mut self) {
-        if let Err(error) = self.recover() {
+        self.watch_disk();
+        if !self.disk_low
+            && let Err(error) = self.recover()
+        {
             warn!(%error, "no generation can be begun yet");
         }
         let marks = (self.buffer.head().acked, self.next);
@@ -375,7 +386,6 @@ impl Appender {
                 Err(error) => warn!(%error, "marks cannot be written"),
             }
         }
-        self.watch_disk();
         let large = DRAINED_BYTES_MAX.min(self.config.disk_bytes_max / 8);
         let drained = self.is_drained()
             && self
@@ -392,23 +402,26 @@ impl Appender {
         self.show();
     }
 
+    /// Takes the reserve when there is room for it, and decides whether the disk is full.
     fn watch_disk(&mut self) {
         let wanted = self.config.disk_free_bytes_min;
-        match files::free_bytes(&self.config.directory) {
-            Ok(free) => {
-                let low = free < wanted;
-                if low != self.disk_low {
-                    warn!(free, wanted, low, "free disk space crossed its bound");
-                }
-                self.disk_low = low;
-                let bound = self.config.disk_bytes_max;
-                let room = self.used_bytes() + self.reserve.wanted_bytes() <= bound;
-                if room && free > wanted + self.reserve.wanted_bytes() * 2 {
-                    self.reserve.take();
-                }
-            }
-            Err(error) => warn!(%error, "free disk space cannot be read"),
+        let free = match files::free_bytes(&self.config.directory) {
+            Ok(free) => free,
+            Err(error) => return warn!(%error, "free disk space cannot be read"),
+        };
+        let reserve = self.reserve.wanted_bytes();
+        let in_bound = self.used_bytes() + reserve <= self.config.disk_bytes_max;
+        let took_it = self.reserve.is_missing() && in_bound && free >= wanted + reserve * 2 && {
+            self.reserve.take();
+            !self.reserve.is_missing()
+        };
+        // Without the reserve a full disk can only be told by its free space.
+        let left = if took_it { free - reserve } else { free };
+        let low = left < wanted || (self.reserve.is_missing() && free < wanted + reserve * 2);
+        if low != self.disk_low {
+            warn!(free, wanted, low, "free disk space crossed its bound");
         }
+        self.disk_low = low;
     }
 
     #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]

@@ -219,18 +219,21 @@ pub(super) struct Reserve {
 }
 
 impl Reserve {
-    /// Returns the reserve of `directory`; takes the room when it can.
+    /// Returns the reserve of `directory`: held when an earlier run left it. Takes no room yet,
+    /// because opening the store may need what is left of the disk.
     pub(super) fn open(directory: &Path, bytes: u64) -> Self {
-        let mut reserve = Self {
-            path: directory.join("reserve"),
-            bytes,
-            held: false,
-        };
-        reserve.take();
+        let path = directory.join("reserve");
+        let held = bytes > 0
+            && fs::metadata(&path)
+                .is_ok_and(|file| file.len() == bytes && file.blocks() * 512 >= bytes);
+        let mut reserve = Self { path, bytes, held };
+        if !held {
+            reserve.release();
+        }
         reserve
     }
 
-    /// Takes the room again after a release; does nothing while it is held.
+    /// Takes the room; does nothing while it is held.
     pub(super) fn take(&mut self) {
         if !self.held && self.bytes > 0 {
             self.held = self.allocate().is_ok();
@@ -246,10 +249,6 @@ impl Reserve {
             .truncate(false)
             .write(true)
             .open(&self.path)?;
-        let metadata = file.metadata()?;
-        if metadata.len() == self.bytes && metadata.blocks() * 512 >= self.bytes {
-            return Ok(());
-        }
         file.set_len(0)?;
         match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, self.bytes) {
             Err(rustix::io::Errno::OPNOTSUPP) => {
@@ -279,6 +278,11 @@ impl Reserve {
     /// Returns the bytes held.
     pub(super) fn held_bytes(&self) -> u64 {
         if self.held { self.bytes } else { 0 }
+    }
+
+    /// Says whether the room is missing.
+    pub(super) fn is_missing(&self) -> bool {
+        self.bytes > 0 && !self.held
     }
 
     /// Returns the bytes wanted.

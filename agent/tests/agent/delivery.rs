@@ -332,3 +332,19 @@ async fn stop_ends_in_time_with_batches_in_flight() {
     agent.stop().await;
     assert!(stopping.elapsed().as_secs() < 5);
 }
+
+#[tokio::test]
+async fn nearly_full_disk_answers_503_and_keeps_what_it_has() {
+    let site = Site::new();
+    let mut config = site.config(nobody());
+    let agent = Agent::start(config.clone()).await;
+    post_events(agent.address, "e", 20, 0).await;
+    agent.stop().await;
+    config.buffer.disk_free_bytes_min = u64::MAX / 2;
+    let agent = Agent::start(config).await;
+    let answer = post(agent.address, "/v1/batch", &batch(["late"], 0)).await;
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.header("retry-after"), Some("5"));
+    assert_eq!(agent.running.buffered(), 20);
+    agent.stop().await;
+}
