@@ -18,9 +18,11 @@ import java.time.Instant;
 import java.util.ArrayList;
 import java.util.Calendar;
 import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Properties;
+import java.util.Set;
 import java.util.TimeZone;
 
 public class Main {
@@ -48,7 +50,7 @@ public class Main {
             seen.put("tables", tables(connection, metadata));
             seen.put("prepared", prepared(connection, arguments));
             seen.put("million", million(connection));
-            seen.put("firstRows", firstRows(connection));
+            firstRows(connection, seen);
             seen.put("badQuery", badQuery(connection));
         }
         System.out.println(json(seen));
@@ -131,22 +133,28 @@ public class Main {
         return Map.of("rows", rows, "sum", sum);
     }
 
-    /** A data view: few rows of a wide table with every type, no LIMIT in the text. */
-    static List<Object> firstRows(Connection connection) throws SQLException {
-        List<Object> seen = new ArrayList<>();
+    /** A data view: the first rows of a wide table with every type, without LIMIT in the text. */
+    static void firstRows(Connection connection, Map<String, Object> seen) throws SQLException {
+        List<Object> ids = new ArrayList<>();
+        Set<Object> unreadable = new LinkedHashSet<>();
         try (Statement statement = connection.createStatement()) {
             statement.setMaxRows(200);
-            try (ResultSet rows = statement.executeQuery("SELECT t.* FROM raw.events t")) {
+            try (ResultSet rows = statement.executeQuery("SELECT t.* FROM core.events t")) {
                 ResultSetMetaData metadata = rows.getMetaData();
                 while (rows.next()) {
                     for (int column = 1; column <= metadata.getColumnCount(); column++) {
-                        rows.getObject(column);
+                        try {
+                            rows.getObject(column);
+                        } catch (SQLException | RuntimeException error) {
+                            unreadable.add(metadata.getColumnLabel(column) + ": " + error);
+                        }
                     }
-                    seen.add(rows.getString("message_id"));
+                    ids.add(rows.getString("message_id"));
                 }
             }
         }
-        return seen;
+        seen.put("firstRows", ids);
+        seen.put("unreadableColumns", new ArrayList<>(unreadable));
     }
 
     /** What a person reads after a typing error. */

@@ -5,6 +5,11 @@ import uuid
 from datetime import datetime, timedelta, timezone
 
 INVALID_EVERY = 40
+ADMIN = "admin"
+CONTACT = "contact_user"
+# From one step of a conversation to the next; the reply is two steps after the start.
+SECONDS_BETWEEN = 20
+FIRST_RESPONSE_S = 2 * SECONDS_BETWEEN
 
 
 def conversations(company, day, seed):
@@ -23,22 +28,23 @@ def conversations(company, day, seed):
         conversation = f"conv-{uuid.UUID(int=chance.getrandbits(128))}"
         admin = chance.choice(company["admins"])
         contact = chance.choice(company["contacts"])
+        replied = {"part_id": f"part-{chance.getrandbits(48):x}", "part_type": "comment", "is_visible": True}
         steps = [
-            (admin, "Signed In", {"method": "password"}),
-            (contact, "Conversation Started", {"channel": "chat", "initiated_type": "customer_initiated", "contact_id": contact}),
-            (admin, "Conversation Assigned", {"assigned_to_type": "admin", "assigned_to_id": admin}),
-            (admin, "Conversation Replied", {"part_id": f"part-{chance.getrandbits(48):x}", "part_type": "comment", "is_visible": True, "body_length": chance.randint(5, 400)}),
-            (admin, "Conversation Closed", {}),
-            (contact, "Conversation Rated", {"rating": chance.randint(1, 5), "rated_type": "teammate", "teammate_id": admin}),
+            (ADMIN, admin, "Signed In", {"method": "password"}),
+            (CONTACT, contact, "Conversation Started", {"channel": "chat", "initiated_type": "customer_initiated", "contact_id": contact}),
+            (ADMIN, admin, "Conversation Assigned", {"assigned_to_type": "admin", "assigned_to_id": admin}),
+            (ADMIN, admin, "Conversation Replied", {**replied, "body_length": chance.randint(5, 400)}),
+            (ADMIN, admin, "Conversation Closed", {}),
+            (CONTACT, contact, "Conversation Rated", {"rating": chance.randint(1, 5), "rated_type": "teammate", "teammate_id": admin}),
         ]
-        for index, (user, name, properties) in enumerate(steps):
+        for index, (actor, user, name, properties) in enumerate(steps):
             about = {} if name == "Signed In" else {"conversation_id": conversation}
             yield {
                 "messageId": f"m-{uuid.UUID(int=chance.getrandbits(128))}",
                 "event": name,
                 "userId": user,
-                "timestamp": started + timedelta(seconds=20 * index),
-                "properties": {**about, **properties},
+                "timestamp": started + timedelta(seconds=SECONDS_BETWEEN * index),
+                "properties": {"actor_type": actor, **about, **properties},
             }
 
 

@@ -1,8 +1,12 @@
 """The night turns events and the operational database into reports, and doing it again changes nothing."""
 
+from decimal import Decimal
+
+import psycopg
 import pyarrow.compute as pc
 
 import readers
+from desk import ADMIN, FIRST_RESPONSE_S
 
 REPORTS = ("reports.company_day", "reports.admin_day", "reports.conversation")
 
@@ -22,8 +26,6 @@ def test_copies_are_counted(after_night, house):
 
 
 def test_operational_tables_equal_the_database(after_night, house, operational_database):
-    import psycopg
-
     with psycopg.connect(operational_database) as connection:
         for table in ("companies", "plans", "subscriptions", "invoices", "admins", "teams", "contacts"):
             (expected,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
@@ -38,25 +40,52 @@ def test_every_report_has_rows_of_the_companies_that_sent(after_night, house, co
         assert {company["id"] for company in companies} <= found, name
 
 
-def test_company_day_counts_what_was_sent(after_night, house, companies):
-    """The usage in a report is the usage that happened, by a count that this test makes itself."""
-    events = readers.rows_of(
-        readers.iceberg_table(house.data, "core.events"), "company_id", "event_name", "report_date"
-    ).to_pylist()
+def test_company_day_shows_what_was_sent(after_night, house, companies):
+    """The report equals a count of the events that this test makes itself, and has the billing."""
+    events = readers.rows_of(readers.iceberg_table(house.data, "core.events")).to_pylist()
     assert {event["report_date"] for event in events} == {after_night.day}
     report = readers.rows_of(readers.iceberg_table(house.data, "reports.company_day")).to_pylist()
     for company in companies:
-        started = sum(
-            event["company_id"] == company["id"] and event["event_name"] == "Conversation Started"
-            for event in events
-        )
+        own = [event for event in events if event["company_id"] == company["id"]]
         rows = [
             row
             for row in report
             if row["company_id"] == company["id"] and row["report_date"] == after_night.day
         ]
         assert len(rows) == 1, rows
-        assert rows[0]["conversations_created"] == started, company["id"]
+        expected = usage_of(own)
+        assert {name: rows[0][name] for name in expected} == expected, company["id"]
+        assert rows[0]["plan_id"] and rows[0]["seats"] > 0 and rows[0]["mrr_minor"] is not None, rows
+
+
+def usage_of(events):
+    """Returns some columns of `reports.company_day` by the plainest count."""
+
+    def named(name):
+        return [event for event in events if event["event_name"] == name]
+
+    ratings = [event["rating"] for event in named("Conversation Rated")]
+    satisfied = sum(rating >= 4 for rating in ratings)
+    started = {event["conversation_id"] for event in named("Conversation Started")}
+    replied = {event["conversation_id"] for event in named("Conversation Replied")}
+    signing = ("Signed In", "Signed Out")
+    return {
+        "events": len(events),
+        # One whose start was invalid counts from its first event on.
+        "conversations_started": len({e["conversation_id"] for e in events if e["conversation_id"]}),
+        "new_conversations": len(started),
+        "closed_conversations": len(named("Conversation Closed")),
+        "admin_replies": len(replied),
+        "contact_replies": len(started),
+        "first_responses": len(started & replied),
+        "median_first_response_s": FIRST_RESPONSE_S,
+        "ratings": len(ratings),
+        "csat_pct": round(Decimal(100 * satisfied) / len(ratings), 2),
+        "admin_logins": len(named("Signed In")),
+        "active_admins": len(
+            {e["actor_id"] for e in events if e["actor_type"] == ADMIN and e["event_name"] not in signing}
+        ),
+    }
 
 
 def test_a_second_night_changes_no_row_and_no_snapshot(after_night, house):

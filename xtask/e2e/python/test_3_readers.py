@@ -73,7 +73,8 @@ def test_conservation_by_sql(served):
     with readers.flight_sql(served.port, served.ca) as connection:
         (row,) = readers.query(
             connection,
-            "SELECT count(*), (SELECT count(*) FROM (SELECT DISTINCT _agent_id, _epoch, _sequence FROM raw.events)) FROM raw.events",
+            "SELECT count(*) AS rows, (SELECT count(*) FROM (SELECT DISTINCT _agent_id, _epoch, _sequence "
+            "FROM raw.events)) AS positions FROM raw.events",
         )
     assert row[0] == row[1] > 0
 
@@ -164,6 +165,7 @@ def test_jdbc_reads_a_million_rows(seen_by_jdbc):
 
 
 def test_jdbc_shows_first_rows_of_a_wide_table(seen_by_jdbc):
+    assert seen_by_jdbc["unreadableColumns"] == []
     assert len(seen_by_jdbc["firstRows"]) == 200
 
 
