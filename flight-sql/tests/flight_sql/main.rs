@@ -1,0 +1,11 @@
+//! The Flight SQL server as clients meet it: a real server over TLS on a free port, a small catalog
+//! made through the tables API, and the Flight clients of the arrow project.
+
+mod auth;
+mod harness;
+mod lifecycle;
+mod metadata;
+mod parameters;
+mod read_only;
+mod snapshots;
+mod statements;
