@@ -62,7 +62,7 @@ fn wire_batch(number: u64) -> (BatchHeader, Vec<u8>) {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let is_bench = std::env::args().any(|argument| argument == "--bench");
-    let (commits, batches) = if is_bench { (5, 12) } else { (1, 1) };
+    let (commits, batches) = if is_bench { (4, 10) } else { (1, 1) };
     let directory = tempfile::tempdir()?;
     let catalog = Catalog::open(&CatalogConfig {
         uri: format!("sqlite://{}", directory.path().join("c.db").display()),

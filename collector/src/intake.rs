@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout};
 use crate::Shared;
 use crate::admission::Span;
 use crate::commit::{self, Memory, StagedBatch};
-use crate::ledger::{Admitted, Entry, Outcome, Turn};
+use crate::ledger::{Admitted, Committed, Entry, Outcome, Turn};
 use crate::metrics as names;
 use crate::session::{key, read_frame};
 use crate::staging::{self, BatchOrigin, Rows, StageError};
@@ -76,15 +76,7 @@ impl Intake {
             return Err(format!("more than {EPOCHS_MAX} epochs in one session"));
         }
         let key = key(&self.agent, epoch)?;
-        let committed = commit::committed(&self.shared.catalog, &key)
-            .await
-            .map_err(|error| {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "watermark not read"
-                );
-                "the catalog cannot be read now".to_owned()
-            })?;
+        let committed = self.committed(epoch).await?;
         let entry = self.shared.ledger.open(&key, committed);
         epochs.insert(epoch, entry.clone());
         Ok(entry)
@@ -93,6 +85,7 @@ impl Intake {
     /// Serves one batch stream to its end.
     pub(crate) async fn batch(&self, send: SendStream, mut recv: RecvStream) {
         let reply = tokio::select! {
+            biased;
             reply = self.reply(&mut recv) => Some(reply),
             _ = self.connection.closed() => None,
             () = self.shared.killed.cancelled() => None,
@@ -146,6 +139,8 @@ impl Intake {
             }) => (entry, resets, last),
         };
         let outcome = tokio::select! {
+            // First: what is committed is acked, even when the collector ends in the same moment.
+            biased;
             outcome = entry.until_committed(last, resets) => outcome,
             () = self.shared.abandoned.cancelled() => Outcome::GivenUp,
         };
@@ -193,10 +188,7 @@ impl Intake {
             }
             _ => None,
         };
-        let parked = names::Held::new(names::PARKED_BATCHES, 1.0);
-        let admitted = entry.turn(span, limits.park()).await;
-        drop(parked);
-        match admitted {
+        match self.turn(&entry, header.epoch, span).await {
             Admitted::Duplicate => {
                 metrics::counter!(names::EVENTS_DUPLICATE).increment(u64::from(header.count));
                 Ok(wait)
@@ -220,6 +212,37 @@ impl Intake {
                 Ok(wait)
             }
         }
+    }
+
+    /// Waits for the batch's turn. A gap may only mean that another collector was faster, so the
+    /// table is asked before it is believed.
+    async fn turn(&self, entry: &Entry, epoch: Epoch, span: Span) -> Admitted {
+        let _parked = names::Held::new(names::PARKED_BATCHES, 1.0);
+        let admitted = entry.turn(span, self.shared.config.limits.park()).await;
+        if !matches!(admitted, Admitted::Gap { .. }) {
+            return admitted;
+        }
+        match self.committed(epoch).await {
+            Ok(committed) => {
+                entry.raise(committed);
+                entry.turn(span, Duration::ZERO).await
+            }
+            Err(_) => admitted,
+        }
+    }
+
+    /// Reads from the table how far an epoch is committed. The error is one line for the agent.
+    async fn committed(&self, epoch: Epoch) -> Result<Committed, String> {
+        let key = key(&self.agent, epoch)?;
+        commit::committed(&self.shared.catalog, &key)
+            .await
+            .map_err(|error| {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "watermark not read"
+                );
+                "the catalog cannot be read now".to_owned()
+            })
     }
 
     /// Reads the body and turns it into rows.

@@ -130,7 +130,8 @@ impl Entry {
         self.state.borrow().resets
     }
 
-    fn raise(&self, table: Committed) {
+    /// Raises the entry to what the table says; nothing ever moves back.
+    pub(crate) fn raise(&self, table: Committed) {
         self.state.send_if_modified(|state| {
             let raised = state.position.raised(table.through);
             let changed = raised != state.position || state.snapshot_id == 0;

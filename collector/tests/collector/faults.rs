@@ -188,6 +188,24 @@ async fn quarantine_of_a_lost_race_is_not_repeated() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gap_that_another_collector_has_filled_is_none() {
+    let world = World::new();
+    let first = world.collector().await;
+    let second = world.collector().await;
+    let to_first = world.agent("agent-1", &first).await;
+    let to_second = world.agent("agent-1", &second).await;
+    let records = mixed(1..=10);
+    assert_eq!(acked(to_second.send_records(1, &records).await), 10);
+    let records = mixed(11..=20);
+    assert_eq!(acked(to_first.send_records(11, &records).await), 20);
+    world
+        .assert_events("agent-1", (1..=20).filter(|seq| !is_bad(*seq)))
+        .await;
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_agents_on_two_collectors_lose_and_double_nothing() {
     let world = World::new();
     let first = world.collector().await;
