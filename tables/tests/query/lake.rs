@@ -12,7 +12,7 @@ use iceberg::arrow::RecordBatchPartitionSplitter;
 use iceberg::io::LocalFsStorageFactory;
 use iceberg::memory::{MEMORY_CATALOG_WAREHOUSE, MemoryCatalogBuilder};
 use iceberg::spec::{
-    DataFile, DataFileFormat, PartitionKey, Schema, Transform, UnboundPartitionSpec,
+    DataFile, DataFileFormat, PartitionKey, Schema, TableMetadata, Transform, UnboundPartitionSpec,
 };
 use iceberg::table::Table;
 use iceberg::transaction::{AddColumn, ApplyTransactionAction, Transaction};
@@ -129,6 +129,17 @@ impl Lake {
         }
         Pins::of(tables)
     }
+}
+
+/// Returns the table with other metadata, which is not committed.
+pub(crate) fn with_metadata(table: &Table, metadata: TableMetadata) -> Table {
+    Table::builder()
+        .metadata(metadata)
+        .file_io(table.file_io().clone())
+        .identifier(table.identifier().clone())
+        .runtime(iceberg::Runtime::current())
+        .build()
+        .unwrap()
 }
 
 /// Returns the Arrow schema that batches for the table must have.

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 mod catalog;
+mod deletes;
 mod events;
 mod interactions;
 mod lake;

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use crate::interactions::{rows, schema};
-use crate::lake::{Lake, arrow_schema, paths};
+use crate::lake::{Lake, arrow_schema, paths, with_metadata};
 use crate::plans::{Reads, answer, answer_and_reads, reads, value};
 
 const TABLE: &str = "raw.interactions";
@@ -351,13 +351,7 @@ fn project(schema: &arrow::datatypes::SchemaRef, columns: usize) -> arrow::datat
 fn with_schema(table: &Table, schema: Schema) -> Table {
     let builder = table.metadata().clone().into_builder(None);
     let metadata = builder.add_current_schema(schema).unwrap().build().unwrap();
-    Table::builder()
-        .metadata(metadata.metadata)
-        .file_io(table.file_io().clone())
-        .identifier(table.identifier().clone())
-        .runtime(iceberg::Runtime::current())
-        .build()
-        .unwrap()
+    with_metadata(table, metadata.metadata)
 }
 
 #[tokio::test]
