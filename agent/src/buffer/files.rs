@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use headwater_protocol::AgentId;
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::chunk::Position;
 use super::epochs::Epochs;
 
-/// Makes `directory` and its parents durable entries.
+/// Makes `directory`, readable by its owner alone, and its parents, all as durable entries.
 pub(super) fn create_directory(directory: &Path) -> io::Result<()> {
     if directory.is_dir() {
         return Ok(());
@@ -25,7 +25,7 @@ pub(super) fn create_directory(directory: &Path) -> io::Result<()> {
     {
         create_directory(parent)?;
     }
-    match fs::create_dir(directory) {
+    match fs::DirBuilder::new().mode(0o700).create(directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
