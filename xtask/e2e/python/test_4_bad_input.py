@@ -89,7 +89,7 @@ def test_port_in_use(idle_house, settings, program):
 @pytest.mark.parametrize("program", SERVERS)
 def test_missing_certificate(idle_house, settings, program):
     settings[program]["tls"]["certificate"] = "gone.pem"
-    assert_one_clear_line(start(idle_house, program, settings[program]), "gone.pem", "headwater certificates")
+    assert_one_clear_line(start(idle_house, program, settings[program]), "gone.pem", "[tls]")
 
 
 @pytest.mark.parametrize("program", ("collector", "flight-sql", "warehouse"))

@@ -11,7 +11,7 @@ const MACHINE_PATHS: [&str; 5] = [
     concat!("/ho", "me/"),
     concat!("/Us", "ers/"),
     concat!("/wo", "rk/"),
-    concat!("/tm", "p/hw"),
+    concat!("/tm", "p/hw/"),
 ];
 
 /// Hosts of package registries: the ordinary clients know them, the project need not.
