@@ -97,7 +97,10 @@ pub(super) fn ignored_tests(files: &[SourceFile]) -> Vec<Violation> {
     found
 }
 
-/// Returns sleeps in tests: a test waits for a condition.
+/// A sleep so few lines below the word `deadline` is the pause of a loop that awaits a condition.
+const POLLING_LINES: usize = 5;
+
+/// Returns sleeps in tests: a test waits for a condition, with a deadline.
 pub(super) fn sleeping_tests(files: &[SourceFile]) -> Vec<Violation> {
     let words = [concat!("thread::sl", "eep("), concat!("time::sl", "eep(")];
     let tests = rust(files).filter_map(|file| {
@@ -114,7 +117,22 @@ pub(super) fn sleeping_tests(files: &[SourceFile]) -> Vec<Violation> {
         })
     });
     let tests: Vec<SourceFile> = tests.collect();
-    let mut found = lines_with(tests.iter(), &words, "sleeps; await a condition");
+    let mut found = Vec::new();
+    for file in &tests {
+        let lines: Vec<&str> = file.text.lines().collect();
+        for (index, line) in lines.iter().enumerate() {
+            let polls = lines[index.saturating_sub(POLLING_LINES)..index]
+                .iter()
+                .any(|before| before.contains("deadline"));
+            if !polls && words.iter().any(|word| line.contains(word)) {
+                found.push(Violation::at(
+                    file,
+                    index,
+                    "sleeps; await a condition with a deadline",
+                ));
+            }
+        }
+    }
     let python = files
         .iter()
         .filter(|file| file.path.ends_with(".py") && !MAY_SLEEP.contains(&file.path.as_str()));
@@ -218,6 +236,10 @@ mod tests {
                 &format!("{sleep}\n#[cfg(test)]\nmod tests {{\n{sleep}\n}}"),
             ),
             file("a/tests/a.rs", sleep),
+            file(
+                "b/tests/harness.rs",
+                &format!("while !holds() {{\nassert!(now() < deadline);\n{sleep}\n}}"),
+            ),
             file("xtask/e2e/python/waiting.py", concat!("time.sl", "eep(1)")),
             file("xtask/e2e/python/test_a.py", concat!("time.sl", "eep(1)")),
         ];
