@@ -28,7 +28,7 @@ mod epochs;
 mod files;
 mod generation;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -134,6 +134,8 @@ struct State {
     quarantine_bytes: u64,
     /// A generation being written that cannot be read; the appender turns to a new one.
     tail_damaged: bool,
+    /// Generations that are read in part; once drained they go to `quarantine/`.
+    damaged: BTreeSet<Position>,
 }
 
 #[derive(Debug)]
@@ -233,6 +235,7 @@ impl Buffer {
             generations,
             quarantine_bytes: files::disk_bytes(&directory.join("quarantine")),
             tail_damaged: false,
+            damaged: BTreeSet::new(),
         };
         let buffer = Self {
             shared: Arc::new(Shared {
@@ -297,8 +300,8 @@ impl Buffer {
     }
 
     /// Reads durable events from `from` on, all of one epoch; `None` when there are none. Blocks on
-    /// the disk. Opens the generation if needed; one that cannot be opened is set aside, which shows
-    /// as a changed [`Head`].
+    /// the disk. Opens the generation if needed; one that cannot be opened is set aside, and what
+    /// cannot be read is written off, which shows as a changed [`Head`].
     ///
     /// # Errors
     /// [`ReadError`] when the store fails; the next read works on a fresh one.
@@ -313,7 +316,7 @@ impl Buffer {
             let complete = match outcome {
                 Ok(complete) => complete,
                 Err(error) => {
-                    self.set_aside_damaged(&generation, batch.next(), &error);
+                    self.write_off_damaged(&generation, batch.next(), &error);
                     return Err(read_error(batch.next(), &error));
                 }
             };
@@ -329,7 +332,7 @@ impl Buffer {
                 let error = StoreError::Incomplete {
                     position: batch.next(),
                 };
-                self.set_aside_damaged(&generation, batch.next(), &error);
+                self.write_off_damaged(&generation, batch.next(), &error);
                 return Err(read_error(batch.next(), &error));
             }
         }
@@ -397,9 +400,10 @@ impl Buffer {
         }
     }
 
-    /// Sets the generation aside in which reading failed. The one being written is first left by the
-    /// appender.
-    fn set_aside_damaged(
+    /// Writes off what cannot be read of a generation. What lies before may be in flight and is read
+    /// again after a failed session, so the generation stays until it is drained. The one being
+    /// written is first left by the appender.
+    fn write_off_damaged(
         &self,
         generation: &Arc<Generation>,
         position: Position,
@@ -407,21 +411,15 @@ impl Buffer {
     ) {
         let start = generation.start();
         let mut state = self.shared.state.lock();
-        if state.generations.keys().next_back() == Some(&start) {
+        let successor = state.generations.range(start + 1..).next();
+        let Some(successor) = successor.map(|entry| *entry.0) else {
             state.tail_damaged = true;
             return;
-        }
-        let successor = state
-            .generations
-            .range(start + 1..)
-            .next()
-            .map(|entry| *entry.0);
+        };
+        state.damaged.insert(start);
         drop(state);
-        tracing::error!(start, %error, "a generation cannot be read");
-        self.quarantine(start);
-        if let Some(successor) = successor {
-            self.lose(position, successor - 1);
-        }
+        tracing::error!(start, %error, "a generation cannot be read to its end");
+        self.lose(position, successor - 1);
     }
 
     /// Moves a generation to `quarantine/`.
@@ -547,8 +545,16 @@ impl Buffer {
             return;
         }
         for (start, slot) in drained {
-            drop(slot);
-            self.delete_generation(start);
+            let mut state = self.shared.state.lock();
+            if state.damaged.remove(&start) {
+                state.generations.insert(start, slot);
+                drop(state);
+                self.quarantine(start);
+            } else {
+                drop(state);
+                drop(slot);
+                self.delete_generation(start);
+            }
         }
     }
 

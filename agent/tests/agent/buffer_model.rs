@@ -222,3 +222,57 @@ fn silently_lost_tail_is_noticed_and_its_numbers_are_not_used_again() {
     assert_eq!(head.stretch.sequence(head.acked + 1), 1);
     assert_eq!(read_all(&subject.buffer, head.acked + 1), b"\xc2");
 }
+
+#[test]
+fn readable_part_of_a_damaged_generation_can_be_read_again_until_its_ack() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut subject = open(directory.path());
+    // Three generations of 40, in groups of 10; the second loses its last 20.
+    let (generation, early) = (
+        directory
+            .path()
+            .join("generations")
+            .join(format!("{:020}", 41)),
+        directory.path().join("early"),
+    );
+    for group in 0..12 {
+        let records: Vec<Vec<u8>> = (0..10)
+            .map(|index| record(group * 10 + index, 50))
+            .collect();
+        let group_of_slices: Vec<&[u8]> = records.iter().map(Vec::as_slice).collect();
+        subject.appender.append(&group_of_slices).unwrap();
+        if group == 5 {
+            crate::harness::copy_directory(&generation, &early);
+        }
+    }
+    subject.appender.close();
+    drop(subject.buffer);
+    std::fs::remove_dir_all(&generation).unwrap();
+    std::fs::rename(&early, &generation).unwrap();
+
+    let subject = open(directory.path());
+    let buffer = &subject.buffer;
+    let expected: Vec<u8> = (0..60).flat_map(|position| record(position, 50)).collect();
+    let first = read(buffer, 1, 1000).unwrap();
+    assert_eq!((first.count, first.damaged), (60, 0));
+    assert!(
+        buffer
+            .read(
+                61,
+                Limits {
+                    events: 10,
+                    bytes: 9
+                }
+            )
+            .is_err()
+    );
+    assert_eq!(buffer.buffered(), 100, "twenty are lost");
+    // The session fails before its acks: everything readable is still there.
+    assert!(read_all(buffer, 1) == expected, "the readable part differs");
+    buffer.acknowledge(60);
+    let head = buffer.head();
+    assert_eq!((head.acked, head.stretch.sequence(81)), (80, 1));
+    assert_eq!(read(buffer, 81, 1000).unwrap().count, 40);
+    let quarantined = std::fs::read_dir(directory.path().join("quarantine")).unwrap();
+    assert_eq!(quarantined.count(), 1, "kept for a look");
+}
