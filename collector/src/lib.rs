@@ -172,6 +172,7 @@ pub async fn start_with(
 ) -> Result<Running, StartError> {
     admin::init_metrics();
     metrics::describe();
+    headwater_tables::metrics::describe();
     tls::refuse_development_certificate(&config.tls.certificate, config.quic.listen)?;
     let tls = session::server_config(&config.tls, &config.quic, &config.limits)?;
     let catalog = open_catalog(&config).await?;

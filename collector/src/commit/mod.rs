@@ -336,14 +336,16 @@ impl Committer {
         metrics::counter!(names::COMMITS, "outcome" => outcome).increment(1);
         if outcome == "conflict" {
             tracing::debug!(attempt, "another commit came first");
+            return;
+        }
+        self.readiness.failed(error);
+        let needs_a_person = matches!(error, RoundError::Commit(error) if !error.is_retryable());
+        let error = error as &dyn std::error::Error;
+        if needs_a_person {
+            // Tried again all the same: the agents keep the events until somebody has acted.
+            tracing::error!(error, attempt, "the commit is refused");
         } else {
-            self.readiness.failed(error);
-            tracing::warn!(
-                error = error as &dyn std::error::Error,
-                attempt,
-                outcome,
-                "commit did not succeed"
-            );
+            tracing::warn!(error, attempt, outcome, "commit did not succeed");
         }
     }
 
