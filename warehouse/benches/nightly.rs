@@ -5,15 +5,16 @@
 //! the temporary directory. The second figure is the night of the next day with a tenth as many new
 //! events; the third one is a night that has nothing to do.
 
+#![allow(clippy::unwrap_used, reason = "a bench that cannot go on says where")]
+
 #[path = "../tests/warehouse/world.rs"]
-#[allow(
-    dead_code,
-    clippy::unwrap_used,
-    reason = "the world of the tests, which use more of it"
-)]
+#[allow(dead_code, reason = "the tests use more of it")]
 mod world;
 
+use std::sync::Mutex;
 use std::time::Instant;
+
+use headwater_warehouse::Progress;
 
 use world::{Ev, World, micros};
 
@@ -79,9 +80,28 @@ fn conversation(start: i64, date: &str, number: usize) -> Vec<Ev> {
     events
 }
 
+/// Prints how long each step took.
+#[derive(Default)]
+struct Steps(Mutex<Option<Instant>>);
+
+impl Progress for Steps {
+    fn started(&self, _step: &str, _total: Option<u64>) {
+        *self.0.lock().unwrap() = Some(Instant::now());
+    }
+
+    fn advanced(&self, _step: &str, _done: u64) {}
+
+    fn finished(&self, step: &str, detail: &str) {
+        let started = self.0.lock().unwrap().take();
+        let seconds = started.map_or(0.0, |started| started.elapsed().as_secs_f64());
+        println!("    {step:22} {seconds:7.2} s  {detail}");
+    }
+}
+
 async fn measured(world: &World, what: &str, date: &str, rows: usize) {
+    println!("{what}");
     let started = Instant::now();
-    let report = world.night(date).await;
+    let report = world.watched_night(date, &Steps::default()).await;
     let seconds = started.elapsed().as_secs_f64();
     println!(
         "{what}: {rows} new rows, {seconds:.2} s, {:.0} rows/s ({:?})",

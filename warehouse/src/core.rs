@@ -16,7 +16,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, AsArray, Int64Array, StringArray};
 use arrow::datatypes::{DataType, Date32Type, Field, Schema};
 use arrow::record_batch::RecordBatch;
-use headwater_tables::query::IcebergProvider;
+use headwater_tables::query::{IcebergProvider, QueryError};
 use headwater_tables::schema::{CORE_EVENTS, RAW_EVENTS, raw_events};
 use headwater_tables::watermark::Watermarks;
 use headwater_tables::{Change, Operation, Partition, Table, TableName, TableSpec};
@@ -237,8 +237,20 @@ async fn register_added(
     before: Option<i64>,
 ) -> Result<(), NightError> {
     let failed = NightError::query(&*RAW_EVENTS);
+    let known: Vec<(String, i64, i64)> = events
+        .metadata()
+        .properties()
+        .get(RAW_WATERMARKS)
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default();
     let provider = match before {
-        Some(snapshot_id) => IcebergProvider::added_since(raw.clone(), snapshot_id),
+        Some(snapshot_id) => match IcebergProvider::added_since(raw.clone(), snapshot_id) {
+            // Expired: read everything, the watermarks leave out what is covered.
+            Err(QueryError::NoSuchSnapshot { .. }) if !known.is_empty() => {
+                IcebergProvider::new(raw.clone())
+            }
+            provider => provider,
+        },
         None => IcebergProvider::new(raw.clone()),
     };
     let provider = provider.map_err(|error| failed(error.into()))?;
@@ -247,12 +259,6 @@ async fn register_added(
         Field::new("epoch", DataType::Int64, false),
         Field::new("sequence", DataType::Int64, false),
     ]));
-    let known: Vec<(String, i64, i64)> = events
-        .metadata()
-        .properties()
-        .get(RAW_WATERMARKS)
-        .and_then(|text| serde_json::from_str(text).ok())
-        .unwrap_or_default();
     let agents: StringArray = known
         .iter()
         .map(|(agent, _, _)| Some(agent.as_str()))

@@ -222,3 +222,48 @@ async fn a_conversation_is_its_latest_state() {
         .await;
     assert_eq!(rows, ["2026-11-09T10:00:00Z"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compaction_of_raw_events_counts_no_copy_twice() {
+    let world = World::new().await;
+    let event = || Ev::new("Feature Used", "2026-11-19T10:00:00Z");
+    world
+        .events(&[event().id("x"), event().id("x"), event().id("y")])
+        .await;
+    world.night(NIGHT).await;
+    // New rows and old ones now lie in the same new files.
+    world.events(&[event().id("y"), event().id("z")]).await;
+    world.compact().await;
+    world.night(NIGHT).await;
+    let rows = world
+        .query("SELECT message_id, copies FROM core.events ORDER BY 1")
+        .await;
+    assert_eq!(rows, ["x|2", "y|2", "z|1"]);
+    // Compaction alone is no news.
+    world.compact().await;
+    let before = world.snapshots().await;
+    world.night(NIGHT).await;
+    assert_eq!(world.snapshots().await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_night_that_ended_between_events_and_conversations_is_made_good() {
+    let world = World::new().await;
+    let started = |conversation: &str| {
+        Ev::new("Conversation Started", "2026-11-19T10:00:00Z")
+            .of(conversation)
+            .by("contact_user", "u")
+    };
+    world.events(&[started("a"), started("b")]).await;
+    world.night(NIGHT).await;
+    let sql = "SELECT conversation_id, state FROM core.conversations ORDER BY 1";
+    let property = headwater_warehouse::core::RAW_SNAPSHOT;
+    // Without new events, and with some.
+    world.truncate("core.conversations", (property, "1")).await;
+    world.night(NIGHT).await;
+    assert_eq!(world.query(sql).await, ["a|open", "b|open"]);
+    world.truncate("core.conversations", (property, "1")).await;
+    world.events(&[started("c")]).await;
+    world.night(NIGHT).await;
+    assert_eq!(world.query(sql).await, ["a|open", "b|open", "c|open"]);
+}

@@ -1,6 +1,7 @@
 //! The night, on a small operational database and events that are written through the tables' API.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![allow(dead_code, reason = "the bench uses more of the world")]
 
 mod core_tables;
 mod failures;

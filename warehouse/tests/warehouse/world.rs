@@ -2,8 +2,8 @@
 //! them, through the tables' own API.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use arrow::array::{
     ArrayRef, FixedSizeBinaryArray, Int32Array, Int64Array, RecordBatch, StringArray,
@@ -14,9 +14,10 @@ use arrow::util::display::{ArrayFormatter, FormatOptions};
 use chrono::{DateTime, NaiveDate};
 use headwater_service::clock::ManualClock;
 use headwater_tables::query::{Pins, SessionOptions, session};
-use headwater_tables::schema::raw_events;
+use headwater_tables::schema::{RAW_EVENTS, raw_events};
+use headwater_tables::watermark::Watermarks;
 use headwater_tables::{Catalog, CatalogConfig, Change, Operation, write};
-use headwater_warehouse::{Config, NightError, NightReport, NoProgress, nightly};
+use headwater_warehouse::{Config, NightError, NightReport, NoProgress, Progress, nightly};
 use sqlx::{Connection, Executor, SqliteConnection};
 
 /// The DDL of the operational database.
@@ -116,6 +117,7 @@ pub(crate) struct World {
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) directory: tempfile::TempDir,
     sequence: AtomicI64,
+    committed: Mutex<Vec<RecordBatch>>,
 }
 
 impl World {
@@ -151,6 +153,7 @@ impl World {
             clock: ManualClock::at(micros("2026-11-20T02:00:00Z")),
             directory,
             sequence: AtomicI64::new(1),
+            committed: Mutex::default(),
         }
     }
 
@@ -192,19 +195,59 @@ impl World {
         .await;
     }
 
-    /// Commits events to `raw.events`, with the next sequences.
+    /// Commits events to `raw.events` with the next sequences, and moves the watermarks.
     pub(crate) async fn events(&self, events: &[Ev]) {
         let catalog = Catalog::open(&self.config.catalog).await.unwrap();
         let table = catalog.ensure(&raw_events()).await.unwrap();
         let first = self
             .sequence
             .fetch_add(events.len() as i64, Ordering::SeqCst);
-        let files = write::write_batches(&table, vec![batch(events, first)])
-            .await
-            .unwrap();
+        let rows = batch(events, first);
+        self.committed.lock().unwrap().push(rows.clone());
+        let before = Watermarks::of(&table).unwrap();
+        let mut after = before.clone();
+        for (event, sequence) in events.iter().zip(first.unsigned_abs()..) {
+            after.advance(&event.agent, 1, sequence);
+        }
         let change = Change {
             operation: Operation::Append,
-            add: files,
+            add: write::write_batches(&table, vec![rows]).await.unwrap(),
+            properties: after.changed_properties(&before),
+            ..Change::default()
+        };
+        catalog.commit(&table, change).await.unwrap();
+    }
+
+    /// Rewrites all of `raw.events` as maintenance does: the same rows in new files.
+    pub(crate) async fn compact(&self) {
+        let catalog = Catalog::open(&self.config.catalog).await.unwrap();
+        let table = catalog.load(&RAW_EVENTS).await.unwrap();
+        let rows = self.committed.lock().unwrap().clone();
+        let live = write::live_files(&table).await.unwrap();
+        let change = Change {
+            operation: Operation::Replace,
+            add: write::write_batches(&table, rows).await.unwrap(),
+            remove: live
+                .iter()
+                .map(|file| file.file_path().to_owned())
+                .collect(),
+            ..Change::default()
+        };
+        catalog.commit(&table, change).await.unwrap();
+    }
+
+    /// Empties a table and sets a property of it.
+    pub(crate) async fn truncate(&self, name: &str, property: (&str, &str)) {
+        let catalog = Catalog::open(&self.config.catalog).await.unwrap();
+        let table = catalog.load(&name.parse().unwrap()).await.unwrap();
+        let live = write::live_files(&table).await.unwrap();
+        let change = Change {
+            operation: Operation::Overwrite,
+            remove: live
+                .iter()
+                .map(|file| file.file_path().to_owned())
+                .collect(),
+            properties: [(property.0.to_owned(), property.1.to_owned())].into(),
             ..Change::default()
         };
         catalog.commit(&table, change).await.unwrap();
@@ -214,6 +257,13 @@ impl World {
     pub(crate) async fn try_night(&self, date: &str) -> Result<NightReport, NightError> {
         let date: NaiveDate = date.parse().unwrap();
         nightly(&self.config, date, self.clock.clone(), &NoProgress).await
+    }
+
+    /// Runs the night of `date` and tells `progress`.
+    pub(crate) async fn watched_night(&self, date: &str, progress: &dyn Progress) -> NightReport {
+        let date: NaiveDate = date.parse().unwrap();
+        let night = nightly(&self.config, date, self.clock.clone(), progress);
+        night.await.unwrap()
     }
 
     /// Runs the night of `date`, which must succeed.
