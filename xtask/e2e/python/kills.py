@@ -9,7 +9,7 @@ import senders
 from processes import say
 from waiting import eventually, until_moment
 
-KILLS = 24
+KILLS = int(os.environ.get("HEADWATER_E2E_KILLS", "24"))
 KILLS_EACH_MIN = 8
 # Of the agent, the events that it has accepted and the collector has not acknowledged yet.
 DRAIN_WITHIN_S = 180
