@@ -86,7 +86,7 @@ fn constant(namespace: &str, name: &str) -> TableName {
 }
 
 /// Properties of every table. Names without `headwater.` are those of the Iceberg specification.
-const PROPERTIES: [(&str, &str); 6] = [
+const PROPERTIES: [(&str, &str); 7] = [
     ("write.format.default", "parquet"),
     ("write.parquet.compression-codec", "zstd"),
     ("write.parquet.compression-level", "3"),
@@ -95,6 +95,8 @@ const PROPERTIES: [(&str, &str); 6] = [
     // A reader has 50 commits of time between reading the catalog and reading the metadata file.
     ("write.metadata.previous-versions-max", "50"),
     ("write.metadata.delete-after-commit.enabled", "true"),
+    // `write` computes text bounds that cover all row groups, so the scan may believe them.
+    ("headwater.bounds", "covering"),
 ];
 
 impl TableSpec {
