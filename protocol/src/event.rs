@@ -293,7 +293,7 @@ fn map(
 }
 
 fn payload_hash(object: &Map<String, Value>) -> [u8; 16] {
-    let digest = Sha256::digest(canonical_json_of(object).as_bytes());
+    let digest = Sha256::digest(canonical_json_of(object));
     let mut out = [0; 16];
     out.copy_from_slice(&digest[..16]);
     out
@@ -301,41 +301,54 @@ fn payload_hash(object: &Map<String, Value>) -> [u8; 16] {
 
 /// Returns an object as canonical JSON: keys sorted at every level, no white space.
 pub fn canonical_json_of(object: &Map<String, Value>) -> String {
-    let mut out = String::new();
+    let mut out = Vec::with_capacity(256);
     write_object(object, &mut out);
-    out
+    String::from_utf8(out).expect("JSON text is UTF-8")
 }
 
-fn write_object(object: &Map<String, Value>, out: &mut String) {
-    let mut entries: Vec<_> = object.iter().collect();
-    entries.sort_unstable_by_key(|(key, _)| key.as_str());
-    out.push('{');
-    for (index, (key, value)) in entries.into_iter().enumerate() {
+fn write_object(object: &Map<String, Value>, out: &mut Vec<u8>) {
+    // The map is sorted already unless a build turns on serde_json's `preserve_order`.
+    if object.keys().is_sorted() {
+        write_entries(object.iter(), out);
+    } else {
+        let mut entries: Vec<_> = object.iter().collect();
+        entries.sort_unstable_by_key(|(key, _)| key.as_str());
+        write_entries(entries.into_iter(), out);
+    }
+}
+
+fn write_entries<'a>(entries: impl Iterator<Item = (&'a String, &'a Value)>, out: &mut Vec<u8>) {
+    out.push(b'{');
+    for (index, (key, value)) in entries.enumerate() {
         if index > 0 {
-            out.push(',');
+            out.push(b',');
         }
-        out.push_str(&Value::String(key.clone()).to_string());
-        out.push(':');
+        write_scalar(key, out);
+        out.push(b':');
         write_value(value, out);
     }
-    out.push('}');
+    out.push(b'}');
 }
 
-fn write_value(value: &Value, out: &mut String) {
+fn write_value(value: &Value, out: &mut Vec<u8>) {
     match value {
         Value::Object(object) => write_object(object, out),
         Value::Array(items) => {
-            out.push('[');
+            out.push(b'[');
             for (index, item) in items.iter().enumerate() {
                 if index > 0 {
-                    out.push(',');
+                    out.push(b',');
                 }
                 write_value(item, out);
             }
-            out.push(']');
+            out.push(b']');
         }
-        scalar => out.push_str(&scalar.to_string()),
+        scalar => write_scalar(scalar, out),
     }
+}
+
+fn write_scalar(scalar: &impl Serialize, out: &mut Vec<u8>) {
+    serde_json::to_writer(out, scalar).expect("writing to memory cannot fail");
 }
 
 fn hex(bytes: &[u8]) -> String {
