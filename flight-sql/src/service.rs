@@ -17,7 +17,6 @@ use arrow_flight::sql::{
     Any, Command, CommandPreparedStatementQuery, DoPutPreparedStatementResult,
     ProstMessageExt as _, TicketStatementQuery,
 };
-use arrow_flight::utils::batches_to_flight_data;
 use arrow_flight::{
     Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo,
     HandshakeRequest, HandshakeResponse, IpcMessage, PollInfo, PutResult, SchemaAsIpc,
@@ -282,8 +281,8 @@ fn flight_info(
     ticket: Bytes,
     app_metadata: Bytes,
 ) -> Result<FlightInfo, Status> {
-    // No location means "fetch it here, on this connection". One endpoint even for an empty result:
-    // drivers up to 19 show columns twice when there is none.
+    // No location means "fetch it here, on this connection". One endpoint even for an empty
+    // result: some drivers fail on none.
     let endpoint = FlightEndpoint::new().with_ticket(Ticket { ticket });
     Ok(FlightInfo::new()
         .try_with_schema(schema)
@@ -308,35 +307,12 @@ fn encode(
     schema: SchemaRef,
     batches: impl Stream<Item = Result<RecordBatch, Status>> + Send + 'static,
 ) -> Answers<FlightData> {
-    let empty = empty_batch(&schema);
-    let messages = FlightDataEncoderBuilder::new()
+    FlightDataEncoderBuilder::new()
         .with_schema(schema)
         .with_max_flight_data_size(usize::MAX)
         .build(batches.map_err(|status| FlightError::Tonic(Box::new(status))))
-        .map_err(Status::from);
-    // A whole result without rows still gets a batch: JDBC shows every column twice without one.
-    let mut sent = 0;
-    messages
-        .map(Some)
-        .chain(stream::iter([None]))
-        .filter_map(move |message| {
-            let message = match message {
-                None if sent == 1 => empty.clone(),
-                other => other,
-            };
-            sent += 1;
-            futures::future::ready(message)
-        })
+        .map_err(Status::from)
         .boxed()
-}
-
-/// Encodes a batch without rows, which the encoder would leave out.
-fn empty_batch(schema: &SchemaRef) -> Option<Result<FlightData, Status>> {
-    let batch = RecordBatch::new_empty(Arc::clone(schema));
-    let messages = batches_to_flight_data(schema, vec![batch]).map(|mut messages| messages.pop());
-    messages
-        .map_err(|error| Status::internal(format!("the result cannot be encoded: {error}")))
-        .transpose()
 }
 
 /// A stream of one answer.

@@ -93,13 +93,12 @@ impl Session {
 }
 
 /// JDBC drivers up to 18 fail on `getObject` of a timestamp with a zone, and read the others alike.
+/// They do not name themselves: their user agent is that of gRPC for Java alone.
 fn timestamps_of(user_agent: &str) -> Timestamps {
-    let version = user_agent
-        .split_once("JDBC Flight SQL Driver ")
-        .and_then(|(_, version)| version.split('.').next()?.parse::<u32>().ok());
-    match version {
-        Some(major) if major <= 18 => Timestamps::Plain,
-        _ => Timestamps::Zoned,
+    if user_agent.starts_with("grpc-java") {
+        Timestamps::Plain
+    } else {
+        Timestamps::Zoned
     }
 }
 
@@ -251,11 +250,11 @@ mod tests {
     #[test]
     fn only_old_jdbc_drivers_get_plain_timestamps() {
         for (user_agent, expected) in [
+            ("grpc-java-netty/1.71.0", Timestamps::Plain),
             (
-                "JDBC Flight SQL Driver 18.3.0 grpc-java-netty/1.71.0",
-                Timestamps::Plain,
+                "JDBC Flight SQL Driver 19.0.0 grpc-java-netty/1.76.0",
+                Timestamps::Zoned,
             ),
-            ("JDBC Flight SQL Driver 19.0.0", Timestamps::Zoned),
             ("ADBC Flight SQL Driver 1.13.0", Timestamps::Zoned),
             ("", Timestamps::Zoned),
         ] {

@@ -87,10 +87,16 @@ impl Server {
     }
 
     pub(crate) async fn channel(&self) -> Channel {
+        self.channel_named("test").await
+    }
+
+    async fn channel_named(&self, user_agent: &str) -> Channel {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(&self.certificate))
             .domain_name("localhost");
         Endpoint::from_shared(self.address.clone())
+            .unwrap()
+            .user_agent(user_agent)
             .unwrap()
             .tls_config(tls)
             .unwrap()
@@ -107,6 +113,13 @@ impl Server {
     pub(crate) async fn client_of(&self, user: &str, password: &str) -> Client {
         let mut client = FlightSqlServiceClient::new(self.channel().await);
         client.handshake(user, password).await.unwrap();
+        client
+    }
+
+    /// A client that has shaken hands and calls itself `user_agent`.
+    pub(crate) async fn client_named(&self, user_agent: &str) -> Client {
+        let mut client = FlightSqlServiceClient::new(self.channel_named(user_agent).await);
+        client.handshake("demo", "demo").await.unwrap();
         client
     }
 

@@ -1,6 +1,8 @@
 //! The Flight SQL server as clients meet it: a real server over TLS on a free port, a small catalog
 //! made through the tables API, and the Flight clients of the arrow project.
 
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
 mod auth;
 mod harness;
 mod lifecycle;

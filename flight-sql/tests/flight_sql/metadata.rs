@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use arrow::array::{Array as _, RecordBatch, StringArray, UInt32Array, UnionArray};
-use arrow::datatypes::Schema;
+use arrow::datatypes::{DataType, Schema, TimeUnit};
 use arrow_flight::sql::{
     CommandGetCrossReference, CommandGetDbSchemas, CommandGetExportedKeys, CommandGetImportedKeys,
     CommandGetPrimaryKeys, CommandGetSqlInfo, CommandGetTables, CommandGetXdbcTypeInfo,
@@ -376,4 +376,23 @@ async fn session_options_decide_what_a_bare_name_means() {
     // Another session of the same user is not touched.
     let mut other = server.client().await;
     assert!(query(&mut other, "SELECT * FROM zoo").await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_jdbc_drivers_get_timestamps_without_a_zone_everywhere() {
+    let server = Server::start().await;
+    let mut client = server.client_named("grpc-java-netty/1.71.0").await;
+    let plain = DataType::Timestamp(TimeUnit::Microsecond, None);
+    let prepared = client
+        .prepare("SELECT at FROM core.zoo".to_owned(), None)
+        .await
+        .unwrap();
+    let declared = prepared.dataset_schema().unwrap();
+    assert_eq!(*declared.field(0).data_type(), plain);
+    let batches = query(&mut client, "SELECT at FROM core.zoo ORDER BY at")
+        .await
+        .unwrap();
+    assert_eq!(*batches[0].schema().field(0).data_type(), plain);
+    let first = column(&mut client, "SELECT at FROM core.zoo ORDER BY at LIMIT 1").await;
+    assert_eq!(first, ["1970-01-01T00:00:00"]);
 }
