@@ -29,8 +29,8 @@ SQL (user {DEMO_USER}, password {DEMO_USER})
   with dbapi.connect("grpc+tls://localhost:{port}", db_kwargs={{
       "username": "{DEMO_USER}", "password": "{DEMO_USER}",
       "adbc.flight.sql.client_option.tls_root_certs": open("{ca}").read(),
-  }}) as connection, connection.cursor() as cursor:
-      cursor.execute("SELECT event_name, count(*) AS n FROM events GROUP BY 1 ORDER BY n DESC")
+  }}, autocommit=True) as connection, connection.cursor() as cursor:
+      cursor.execute("SELECT event_name, count(*) AS n FROM events WHERE type = 'track' GROUP BY 1 ORDER BY n DESC")
       for event_name, n in cursor.fetchall():
           print(n, event_name)
 

@@ -17,7 +17,7 @@ use headwater_service::{config, logging, shutdown};
 
 const EXAMPLES: &str = "Examples:
   headwater                                     play the sample, show a report, serve until Ctrl-C
-  headwater --data-dir /tmp/hw --exit           the same elsewhere, and end after the report
+  headwater --data-dir /tmp/sample --exit       the same elsewhere, and end after the report
   headwater --http-port 0 --sql-port 0          take free ports and print them
   headwater certificates --dir pki --agent a    development certificates for separate processes
   headwater operational-db --uri postgres://u:p@localhost/db

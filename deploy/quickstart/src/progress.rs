@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use headwater_warehouse::Progress;
-use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
 /// The stages of one run with their times, shown while they go on.
 #[derive(Debug, Default)]
@@ -83,10 +83,9 @@ fn bar(total: Option<u64>) -> ProgressBar {
 
 /// Returns a duration as seconds for a person.
 pub fn seconds(took: Duration) -> String {
-    if took >= Duration::from_secs(100) {
-        HumanDuration(took).to_string()
-    } else {
-        format!("{:.1} s", took.as_secs_f64())
+    match took.as_secs() {
+        0..100 => format!("{:.1} s", took.as_secs_f64()),
+        whole => format!("{} min {} s", whole / 60, whole % 60),
     }
 }
 
