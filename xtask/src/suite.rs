@@ -177,7 +177,7 @@ fn toolbox(run: &Run, log: &mut Log) -> Result<String> {
 
 fn fmt(run: &Run, log: &mut Log) -> Result<String> {
     let mut command = run.project.cargo();
-    command.args(["fmt", "--all", "--check"]);
+    command.args(["fmt", "--all", "--check", "--", "--color", "never"]);
     log.run(command, Show::Progress)?;
     Ok(String::from("formatted"))
 }
