@@ -13,6 +13,9 @@ use headwater_service::logging::LogConfig;
 use headwater_tables::CatalogConfig;
 use serde::Deserialize;
 
+/// Most queries at a time, and most threads for them.
+pub(crate) const THREADS_MAX: usize = 1024;
+
 /// The whole configuration file.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -120,7 +123,8 @@ pub struct LimitsConfig {
     pub query_spill_bytes: u64,
     /// Directory for spilled data. Default: the system's temporary directory.
     pub spill_directory: Option<PathBuf>,
-    /// Threads that run queries. Default 0: one per core.
+    /// Threads that plan and run queries. Default 0: `queries_max` per core and two more, so that
+    /// planning always finds one. Fewer let one heavy join delay other queries.
     pub query_threads: usize,
     /// Longest SQL text, bytes. Default 1 MiB.
     pub statement_bytes_max: usize,
@@ -211,6 +215,13 @@ impl LimitsConfig {
             ("limits.session_ttl_ms", self.session_ttl_ms),
             ("limits.probe_interval_ms", self.probe_interval_ms),
         ];
+        let threads: [(&'static str, usize); 2] = [
+            ("limits.queries_max", self.queries_max),
+            ("limits.query_threads", self.query_threads),
+        ];
+        if let Some((key, _)) = threads.into_iter().find(|(_, value)| *value > THREADS_MAX) {
+            return Err(refused(key, format!("must be at most {THREADS_MAX}")));
+        }
         match positive.into_iter().find(|(_, value)| *value == 0) {
             Some((key, _)) => Err(refused(key, "must be at least 1".to_owned())),
             None => Ok(()),

@@ -206,7 +206,7 @@ impl ResultStream {
     /// Starts `work` on the threads of `runtime`; it holds `place` until it has ended.
     pub(crate) fn start(work: Work, place: Place, runtime: &tokio::runtime::Handle) -> Self {
         let (sender, batches) = mpsc::channel(BATCHES_WAITING);
-        let work = runtime.spawn(drive(work, place, sender));
+        let work = tokio::spawn(drive(work, place, sender, runtime.clone()));
         Self {
             batches,
             work: Some(work),
@@ -262,12 +262,17 @@ impl Drop for ResultStream {
     }
 }
 
-/// Runs the work within its bounds. The work is a task of its own: an operator that computes for long
-/// without a pause must not delay the answer that time is up.
-async fn drive(work: Work, place: Place, sender: mpsc::Sender<RecordBatch>) -> Result<(), Status> {
+/// Runs the work within its bounds. The work is a task on other threads: an operator that computes for
+/// long without a pause must not delay the answer that time is up.
+async fn drive(
+    work: Work,
+    place: Place,
+    sender: mpsc::Sender<RecordBatch>,
+    runtime: tokio::runtime::Handle,
+) -> Result<(), Status> {
     let cancel = work.cancel.clone();
     let (timeout, timeout_name) = (work.timeout, work.timeout_name);
-    let running = AbortOnDropHandle::new(tokio::spawn(run(work, place, sender)));
+    let running = AbortOnDropHandle::new(runtime.spawn(run(work, place, sender)));
     tokio::select! {
         biased;
         () = cancel.cancelled() => Err(Status::cancelled("the query was cancelled")),

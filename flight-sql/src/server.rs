@@ -22,7 +22,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 
 use crate::auth::Authenticator;
-use crate::config::{Config, LimitsConfig, TlsConfig};
+use crate::config::{Config, LimitsConfig, THREADS_MAX, TlsConfig};
 use crate::metadata::Metadata;
 use crate::metrics;
 use crate::queries::Queries;
@@ -136,7 +136,7 @@ pub async fn start(
     let address = local_address(&listener, config.flight.listen, "Flight SQL")?;
     let admin_address = local_address(&admin_listener, config.admin.listen, "the admin endpoint")?;
 
-    let threads = QueryThreads::start(config.limits.query_threads)?;
+    let threads = QueryThreads::start(&config.limits)?;
     let kill = CancellationToken::new();
     let service = FlightSql {
         auth: Arc::new(Authenticator::new(
@@ -278,13 +278,13 @@ async fn chores(
 struct QueryThreads(Option<tokio::runtime::Runtime>);
 
 impl QueryThreads {
-    fn start(threads: usize) -> Result<Self, StartError> {
-        let mut builder = tokio::runtime::Builder::new_multi_thread();
-        builder.thread_name("query").enable_all();
-        if threads > 0 {
-            builder.worker_threads(threads);
-        }
-        let runtime = builder.build().map_err(StartError::Threads)?;
+    fn start(limits: &LimitsConfig) -> Result<Self, StartError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .thread_name("query")
+            .worker_threads(threads(limits))
+            .enable_all()
+            .build()
+            .map_err(StartError::Threads)?;
         Ok(Self(Some(runtime)))
     }
 
@@ -304,6 +304,16 @@ impl Drop for QueryThreads {
             runtime.shutdown_background();
         }
     }
+}
+
+/// A query occupies at most one thread per core. Two more than all queries can occupy keep planning
+/// alive beside operators that compute for long without a pause.
+fn threads(limits: &LimitsConfig) -> usize {
+    if limits.query_threads > 0 {
+        return limits.query_threads;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (limits.queries_max * cores + 2).min(THREADS_MAX)
 }
 
 struct Tasks {

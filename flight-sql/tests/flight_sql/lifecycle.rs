@@ -107,7 +107,7 @@ fn example_configuration_is_valid_and_shows_the_defaults() {
 }
 
 #[test]
-fn every_metric_is_described_once() {
+fn every_metric_is_described_once_and_documented() {
     let mut names: Vec<&str> = headwater_flight_sql::metrics::ALL
         .iter()
         .map(|(name, ..)| *name)
@@ -116,4 +116,12 @@ fn every_metric_is_described_once() {
     names.dedup();
     assert_eq!(names.len(), headwater_flight_sql::metrics::ALL.len());
     assert!(names.iter().all(|name| name.starts_with("flight_sql_")));
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/flight-sql.md");
+    let docs = std::fs::read_to_string(path).unwrap();
+    for name in names {
+        assert!(
+            docs.contains(&format!("`{name}`")),
+            "{name} is not documented"
+        );
+    }
 }
