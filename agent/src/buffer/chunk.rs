@@ -12,7 +12,7 @@
 //! ```
 
 /// Place of an event in the buffer: counts up from 1 for as long as the directory lives. Epochs and
-/// sequences are a view on positions (see [`super::epochs`]).
+/// sequences are a view on positions (see `epochs`).
 pub type Position = u64;
 
 /// Most events that share a key. Eight: measured to be half the cost of one key per event.
