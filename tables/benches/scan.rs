@@ -7,6 +7,9 @@
 //! ```text
 //! cargo bench -p headwater-tables --features query --bench scan
 //! ```
+//!
+//! With `HEADWATER_PEER_SCAN` naming the program of `deploy/peer-scan` (a build of its own, because it
+//! needs another DataFusion), `iceberg-datafusion` reads the same table in the same run.
 
 #![expect(clippy::unwrap_used, reason = "a bench that fails stops")]
 
@@ -14,7 +17,9 @@
 #[expect(dead_code, reason = "the tests use more of it")]
 mod lake;
 
+use std::ffi::OsStr;
 use std::hint::black_box;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -80,12 +85,46 @@ fn main() {
     }
     criterion.final_summary();
     for (name, sql) in QUERIES {
-        print_ratio(&runtime, name, sql, &ours, &listing);
+        let seconds = print_ratio(&runtime, name, sql, &ours, &listing);
+        if let Some(peer) = std::env::var_os("HEADWATER_PEER_SCAN") {
+            let table = runtime.block_on(lake.load(TABLE));
+            print_peer(
+                &peer,
+                table.metadata_location().unwrap(),
+                name,
+                sql,
+                seconds,
+            );
+        }
     }
     drop(lake);
 }
 
-/// Runs the two alternately, so that both see the same state of the machine.
+/// Times the same query with `iceberg-datafusion`.
+#[expect(clippy::print_stdout, reason = "a bench reports to the terminal")]
+fn print_peer(peer: &OsStr, metadata: &str, name: &str, sql: &str, ours: f64) {
+    let output = Command::new(peer)
+        .args([metadata, &RUNS.to_string(), &sql.replace(TABLE, "t")])
+        .output()
+        .expect("HEADWATER_PEER_SCAN names a program");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let seconds: f64 = String::from_utf8(output.stdout)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    println!(
+        "{name}: iceberg-datafusion {seconds:.4} s, ratio {:.2}",
+        ours / seconds
+    );
+}
+
+/// Runs the two alternately, so that both see the same state of the machine; returns our median
+/// seconds.
 #[expect(clippy::print_stdout, reason = "a bench reports to the terminal")]
 fn print_ratio(
     runtime: &Runtime,
@@ -93,7 +132,7 @@ fn print_ratio(
     sql: &str,
     ours: &SessionContext,
     listing: &SessionContext,
-) {
+) -> f64 {
     let mut times: [Vec<Duration>; 2] = [Vec::new(), Vec::new()];
     for _ in 0..RUNS {
         for (times, context) in times.iter_mut().zip([ours, listing]) {
@@ -110,6 +149,7 @@ fn print_ratio(
         "{name}: headwater {ours:.4} s, listing {listing:.4} s, ratio {:.2}",
         ours / listing
     );
+    ours
 }
 
 async fn run(context: &SessionContext, sql: &str) {

@@ -135,7 +135,9 @@ pub fn session(pins: &Pins, options: &SessionOptions) -> Result<SessionContext, 
         .with_runtime_env(Arc::new(runtime(options)?))
         .with_default_features()
         .build();
-    let context = SessionContext::new_with_state(state);
+    let mut context = SessionContext::new_with_state(state);
+    // `properties ->> 'key'` and its kin: what is not a column of its own is asked for in the JSON.
+    datafusion_functions_json::register_all(&mut context)?;
     context.register_catalog(CATALOG, Arc::new(catalog(pins)?));
     Ok(context)
 }

@@ -1,6 +1,8 @@
 //! Sessions: one set of snapshots, read-only, bounded.
 
-use headwater_tables::query::{SessionOptions, session};
+use std::collections::BTreeMap;
+
+use headwater_tables::query::{Pins, SessionOptions, session};
 
 use crate::interactions::{rows, schema};
 use crate::lake::{Lake, arrow_schema};
@@ -169,4 +171,17 @@ async fn percentile_cont_is_exact() {
     ] {
         assert_eq!(value(&context, query).await, expected, "{query}");
     }
+}
+
+#[tokio::test]
+async fn a_key_of_a_json_column_can_be_asked_for() {
+    let context = session(&Pins::of(BTreeMap::new()), &SessionOptions::default()).unwrap();
+    let sql = r#"SELECT p ->> 'tag' AS tag, json_get_int(p, 'n') AS n, json_contains(p, 'absent') AS absent,
+                 round(2.567, 1) AS rounded
+                 FROM (VALUES ('{"tag": "vip", "n": 7}')) AS t(p)"#;
+    let batches = context.sql(sql).await.unwrap().collect().await.unwrap();
+    let text = arrow::util::pretty::pretty_format_batches(&batches)
+        .unwrap()
+        .to_string();
+    assert!(text.contains("| vip | 7 | false  | 2.6     |"), "{text}");
 }
