@@ -246,6 +246,7 @@ fn end_to_end(run: &Run, log: &mut Log) -> Result<String> {
         .env("HEADWATER_E2E_POSTGRES", run.postgres_url()?)
         .env("HEADWATER_E2E_JDBC", drivers.join(","))
         .env("HEADWATER_E2E_LOGS", run.project.logs().join("e2e"))
+        .env("HEADWATER_E2E_NODE", &toolbox.node)
         .env("NODE_PATH", &toolbox.node_modules);
     log.run(command, Show::Everything)?;
     let passed = TestCounts::of_pytest(&log.text()?);

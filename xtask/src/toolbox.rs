@@ -1,8 +1,11 @@
 //! The tools of the tests: what is missing is installed, and said so; what is there is left alone.
 //!
-//! Programs come from Debian's packages, the libraries of the clients from their own package
+//! Programs come from Debian's packages; Node.js and the libraries of the clients come from package
 //! managers, into the cache outside the checkout. A stamp beside each makes the next run fast.
 
+mod node;
+
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -22,6 +25,8 @@ const MAVEN_COPY: &str = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1
 pub(crate) struct Toolbox {
     /// Python of the virtual environment with the clients in it.
     pub(crate) python: PathBuf,
+    /// Node.js that runs the JavaScript SDK.
+    pub(crate) node: PathBuf,
     /// npm packages, for `NODE_PATH`.
     pub(crate) node_modules: PathBuf,
     /// JDBC drivers: version and jar.
@@ -39,9 +44,12 @@ impl Toolbox {
 
         install_programs(log)?;
         let sources = project.root.join("xtask").join("e2e");
+        let python = python(&project.cache, &sources, log)?;
+        let node = node::Node::prepare(&project.cache, &python, log)?;
         Ok(Self {
-            python: python(&project.cache, &sources, log)?,
-            node_modules: node_modules(&project.cache, &sources, log)?,
+            python,
+            node_modules: node_modules(&node, &project.cache, &sources, log)?,
+            node: node.program,
             jdbc: jdbc_drivers(&project.cache, log)?,
         })
     }
@@ -54,7 +62,7 @@ struct Program {
     packages: &'static [&'static str],
 }
 
-const PROGRAMS: [Program; 7] = [
+const PROGRAMS: [Program; 5] = [
     Program {
         name: "PostgreSQL server",
         is_there: || postgres::binaries().is_some(),
@@ -69,16 +77,6 @@ const PROGRAMS: [Program; 7] = [
         name: "Maven",
         is_there: || runs("mvn", &["--version"]),
         packages: &["maven"],
-    },
-    Program {
-        name: "Node.js",
-        is_there: || runs("node", &["--version"]),
-        packages: &["nodejs"],
-    },
-    Program {
-        name: "npm",
-        is_there: || runs("npm", &["--version"]),
-        packages: &["npm"],
     },
     Program {
         name: "Python 3 with venv",
@@ -119,10 +117,11 @@ fn install_programs(log: &mut Log) -> Result<()> {
         "this machine has no apt-get; install by hand what Debian calls: {}",
         packages.join(" ")
     );
-    log.run(apt_get(&["update"]), Show::Progress)?;
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
     arguments.extend(&packages);
-    log.run(apt_get(&arguments), Show::Progress)?;
+    log.run(apt_get(&["update"]), Show::Progress)
+        .and_then(|()| log.run(apt_get(&arguments), Show::Progress))
+        .with_context(|| format!("run as root: apt-get {}", arguments.join(" ")))?;
     for program in missing {
         ensure!(
             (program.is_there)(),
@@ -138,16 +137,13 @@ fn install_programs(log: &mut Log) -> Result<()> {
 fn apt_get(arguments: &[&str]) -> Command {
     let is_root = std::fs::metadata("/proc/self")
         .is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
-    let mut command = if is_root {
-        Command::new("apt-get")
-    } else {
-        let mut sudo = Command::new("sudo");
-        sudo.args(["--non-interactive", "apt-get"]);
-        sudo
-    };
+    let mut command = Command::new(if is_root { "env" } else { "sudo" });
+    if !is_root {
+        command.args(["--non-interactive", "env"]);
+    }
     command
-        .args(arguments)
-        .env("DEBIAN_FRONTEND", "noninteractive");
+        .args(["DEBIAN_FRONTEND=noninteractive", "apt-get"])
+        .args(arguments);
     command
 }
 
@@ -161,12 +157,13 @@ fn runs(program: &str, arguments: &[&str]) -> bool {
         .is_ok_and(|status| status.success())
 }
 
-fn first_line(program: &str, arguments: &[&str]) -> Result<String> {
+fn first_line(program: impl AsRef<OsStr>, arguments: &[&str]) -> Result<String> {
+    let program = program.as_ref();
     let output = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
         .output()
-        .with_context(|| format!("cannot run `{program}`"))?;
+        .with_context(|| format!("cannot run `{}`", program.display()))?;
     let text = String::from_utf8_lossy(&output.stdout);
     Ok(text.lines().next().unwrap_or_default().trim().to_owned())
 }
@@ -203,10 +200,10 @@ fn python(cache: &Path, sources: &Path, log: &mut Log) -> Result<PathBuf> {
     Ok(python)
 }
 
-fn node_modules(cache: &Path, sources: &Path, log: &mut Log) -> Result<PathBuf> {
+fn node_modules(node: &node::Node, cache: &Path, sources: &Path, log: &mut Log) -> Result<PathBuf> {
     let directory = cache.join("node");
     let files = ["package.json", "package-lock.json"];
-    let mut inputs = vec![first_line("node", &["--version"])?];
+    let mut inputs = vec![node.version.clone()];
     for file in files {
         inputs.push(read(&sources.join("node").join(file))?);
     }
@@ -226,7 +223,7 @@ fn node_modules(cache: &Path, sources: &Path, log: &mut Log) -> Result<PathBuf> 
     for file in files {
         std::fs::copy(sources.join("node").join(file), directory.join(file))?;
     }
-    let mut npm = Command::new("npm");
+    let mut npm = node.npm();
     npm.args(["ci", "--no-audit", "--no-fund"])
         .current_dir(&directory);
     log.run(npm, Show::Progress)?;

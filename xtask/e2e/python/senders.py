@@ -15,6 +15,7 @@ from desk import INVALID_EVERY, as_invalid, as_track, conversations, iso
 from processes import Process
 
 HERE = Path(__file__).parent
+NODE = os.environ.get("HEADWATER_E2E_NODE", "node")
 EVENTS_IN_FILE = 30_000
 
 
@@ -46,7 +47,7 @@ class SdkSender:
 
 def node_sdk(*arguments):
     script = HERE.parent / "node" / "send.cjs"
-    return SdkSender("segment-analytics-node", ["node", script], *arguments)
+    return SdkSender("segment-analytics-node", [NODE, script], *arguments)
 
 
 def python_sdk(*arguments):
