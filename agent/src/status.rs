@@ -44,8 +44,12 @@ impl Status {
         u64::try_from(micros / 1_000_000).unwrap_or(0)
     }
 
-    /// Not ready: no session, and events have waited for longer than the bound.
+    /// Not ready: events are refused, or there is no session and events have waited for longer than
+    /// the bound.
     pub(crate) fn ready(&self) -> Result<(), String> {
+        if let Some(reason) = self.buffer.refusal() {
+            return Err(format!("events are refused: {reason}"));
+        }
         if self.session_open.load(Ordering::Relaxed) {
             return Ok(());
         }

@@ -79,6 +79,8 @@ pub struct Appender {
     next: Position,
     reserve: Reserve,
     disk_low: bool,
+    /// Size of the group that the bound refused last; 0 when the last one fitted.
+    refused_bytes: u64,
     marks_written: (Position, Position),
 }
 
@@ -98,6 +100,7 @@ impl Appender {
             tail_bytes: 0,
             next: 0,
             disk_low: false,
+            refused_bytes: 0,
             marks_written: (0, 0),
             buffer,
         };
@@ -240,7 +243,9 @@ impl Appender {
             return Err(self.disk_full());
         }
         self.recover()?;
+        self.refused_bytes = bytes;
         self.check_bound(bytes)?;
+        self.refused_bytes = 0;
         self.rotate_if_due(records.len() as u64, bytes)?;
         let Some(tail) = self.tail.clone() else {
             return Err(AppendError::Store(
@@ -399,6 +404,12 @@ impl Appender {
         {
             warn!(%error, "a new generation cannot be begun");
         }
+        let refusal = if self.disk_low {
+            Some(self.disk_full())
+        } else {
+            self.check_bound(self.refused_bytes).err()
+        };
+        self.buffer.shared.state.lock().refusal = refusal.map(|error| error.to_string());
         self.show();
     }
 

@@ -136,6 +136,8 @@ struct State {
     tail_damaged: bool,
     /// Generations that are read in part; once drained they go to `quarantine/`.
     damaged: BTreeSet<Position>,
+    /// Why events are refused at present, as of the last maintenance.
+    refusal: Option<String>,
 }
 
 #[derive(Debug)]
@@ -236,6 +238,7 @@ impl Buffer {
             quarantine_bytes: files::disk_bytes(&directory.join("quarantine")),
             tail_damaged: false,
             damaged: BTreeSet::new(),
+            refusal: None,
         };
         let buffer = Self {
             shared: Arc::new(Shared {
@@ -500,6 +503,11 @@ impl Buffer {
         let mut state = self.shared.state.lock();
         state.sent = state.sent.max(durable);
         Ok(())
+    }
+
+    /// Returns why appends are refused at present, about a second old.
+    pub fn refusal(&self) -> Option<String> {
+        self.shared.state.lock().refusal.clone()
     }
 
     /// Writes the marks with the present positions.

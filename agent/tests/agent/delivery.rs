@@ -148,12 +148,14 @@ async fn full_buffer_answers_503_and_takes_events_again_after_a_drain() {
     );
     assert!(accepted.len() > 20, "{}", accepted.len());
     assert_eq!(agent.running.buffered(), accepted.len() as u64);
+    until_readiness(&agent, 503).await;
 
     let collector = Collector::start_at(&site, away, &tables, Manner::Prompt).await;
     agent.until_drained().await;
     let again = post(agent.address, "/v1/batch", &batch(["again"], 200_000)).await;
     assert_eq!(again.status, 200, "{again:?}");
     agent.until_drained().await;
+    until_readiness(&agent, 200).await;
     until("the disk comes back", || {
         disk_bytes(&site.buffer()) <= 6 << 20
     })
@@ -162,6 +164,18 @@ async fn full_buffer_answers_503_and_takes_events_again_after_a_drain() {
     collector.stop().await;
     accepted.push("again".to_owned());
     assert_eq!(tables.lock().message_ids(), accepted);
+}
+
+async fn until_readiness(agent: &Agent, status: u16) {
+    let admin = agent.running.admin_address;
+    while request(admin, "GET", "/readyz", &[], b"")
+        .await
+        .unwrap()
+        .status
+        != status
+    {
+        tokio::task::yield_now().await;
+    }
 }
 
 fn disk_bytes(path: &std::path::Path) -> u64 {
