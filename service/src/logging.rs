@@ -1,7 +1,11 @@
 //! Logs to standard error, pretty for people or JSON for machines.
 
-use serde::Deserialize;
+use std::io::IsTerminal as _;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -20,8 +24,9 @@ pub enum LogFormat {
 pub struct LogConfig {
     /// `pretty` or `json`. Default `pretty`.
     pub format: LogFormat,
-    /// A level or a filter such as `info,quinn=warn`. Default `info`. More than `debug` costs
-    /// throughput.
+    /// A level (`off`, `error`, `warn`, `info`, `debug`, `trace`) or a filter such as
+    /// `info,quinn=warn`. Default `info`. More than `debug` costs throughput.
+    #[serde(deserialize_with = "level")]
     pub level: String,
 }
 
@@ -34,11 +39,29 @@ impl Default for LogConfig {
     }
 }
 
+/// Reads a filter and refuses what would silently log nothing: a misspelt level is a valid name of a
+/// module to the filter's own parser.
+fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let known = text.split(',').all(|part| {
+        let level = part.rsplit_once('=').map_or(part, |(_, level)| level);
+        !level.trim().is_empty() && level.trim().parse::<LevelFilter>().is_ok()
+    });
+    if known && EnvFilter::try_new(&text).is_ok() {
+        Ok(text)
+    } else {
+        Err(D::Error::custom(format!(
+            "`{text}` is no log level; use error, warn, info, debug or trace, or a filter such as `info,quinn=warn`"
+        )))
+    }
+}
+
 /// Starts logging for the whole process. Later calls change nothing.
 pub fn init(config: &LogConfig) {
     let filter = EnvFilter::try_new(&config.level).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     // A second call in one process (tests, the all-in-one binary) keeps the first subscriber.
     let already_set = match config.format {
@@ -47,5 +70,28 @@ pub fn init(config: &LogConfig) {
     };
     if already_set {
         tracing::debug!("logging was already initialised");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_level_is_refused() {
+        let read = |level: &str| toml::from_str::<LogConfig>(&format!("level = \"{level}\""));
+        for level in [
+            "info",
+            "WARN",
+            "off",
+            "info,quinn=warn",
+            "headwater_agent::shipper=trace",
+        ] {
+            assert_eq!(read(level).unwrap().level, level);
+        }
+        for level in ["verbse", "a=b=c", "info,quinn", ""] {
+            let error = read(level).unwrap_err().to_string();
+            assert!(error.contains("is no log level"), "{level}: {error}");
+        }
     }
 }
