@@ -23,10 +23,10 @@
 -- column time_to_first_assignment_minutes: From the start to the first assignment (#5).
 -- column time_to_last_assignment_minutes: From the start to the last assignment (#6).
 -- column time_to_assignment_s: From CR to the last assignment at or after CR and before #2 (#7).
--- column time_to_first_close_minutes: From CR to the first closing (#8).
--- column time_to_last_close_minutes: From CR to the last closing (#9).
--- column time_to_admin_first_close_minutes: From CR to the first closing by an admin (#10).
--- column time_to_admin_last_close_minutes: From CR to the last closing by an admin (#10).
+-- column time_to_first_close_minutes: From CR to the first closing; null when that came before CR (#8).
+-- column time_to_last_close_minutes: From CR to the last closing; null when that came before CR (#9).
+-- column time_to_admin_first_close_minutes: From CR to the first closing by an admin; null when that came before CR (#10).
+-- column time_to_admin_last_close_minutes: From CR to the last closing by an admin; null when that came before CR (#10).
 -- column median_time_to_reply_s: Exact median over the admin replies that follow a contact's message of the seconds since that message (#11).
 -- column replies_measured: How many replies that median is over.
 -- column count_reopens: Reopenings (#12).
@@ -127,10 +127,10 @@ SELECT
     CAST(CAST(seconds_between(s.started_at, f.first_assigned_at) AS DECIMAL(18, 6)) / 60 AS DECIMAL(18, 2)) AS time_to_first_assignment_minutes,
     CAST(CAST(seconds_between(s.started_at, f.last_assigned_at) AS DECIMAL(18, 6)) / 60 AS DECIMAL(18, 2)) AS time_to_last_assignment_minutes,
     seconds_between(s.first_contact_at, f.assigned_before_response_at) AS time_to_assignment_s,
-    CAST(CAST(seconds_between(s.first_contact_at, s.first_closed_at) AS DECIMAL(18, 6)) / 60 AS DECIMAL(18, 2)) AS time_to_first_close_minutes,
-    CAST(CAST(seconds_between(s.first_contact_at, s.last_closed_at) AS DECIMAL(18, 6)) / 60 AS DECIMAL(18, 2)) AS time_to_last_close_minutes,
-    CAST(CAST(seconds_between(s.first_contact_at, f.admin_first_closed_at) AS DECIMAL(18, 6)) / 60 AS DECIMAL(18, 2)) AS time_to_admin_first_close_minutes,
-    CAST(CAST(seconds_between(s.first_contact_at, f.admin_last_closed_at) AS DECIMAL(18, 6)) / 60 AS DECIMAL(18, 2)) AS time_to_admin_last_close_minutes,
+    CASE WHEN s.first_closed_at >= s.first_contact_at THEN CAST(CAST(seconds_between(s.first_contact_at, s.first_closed_at) AS DECIMAL(18, 6)) / 60 AS DECIMAL(18, 2)) END AS time_to_first_close_minutes,
+    CASE WHEN s.last_closed_at >= s.first_contact_at THEN CAST(CAST(seconds_between(s.first_contact_at, s.last_closed_at) AS DECIMAL(18, 6)) / 60 AS DECIMAL(18, 2)) END AS time_to_last_close_minutes,
+    CASE WHEN f.admin_first_closed_at >= s.first_contact_at THEN CAST(CAST(seconds_between(s.first_contact_at, f.admin_first_closed_at) AS DECIMAL(18, 6)) / 60 AS DECIMAL(18, 2)) END AS time_to_admin_first_close_minutes,
+    CASE WHEN f.admin_last_closed_at >= s.first_contact_at THEN CAST(CAST(seconds_between(s.first_contact_at, f.admin_last_closed_at) AS DECIMAL(18, 6)) / 60 AS DECIMAL(18, 2)) END AS time_to_admin_last_close_minutes,
     CAST(r.median_s AS DECIMAL(18, 1)) AS median_time_to_reply_s,
     coalesce(r.replies, 0) AS replies_measured,
     f.count_reopens,
