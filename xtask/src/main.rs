@@ -1,9 +1,10 @@
 //! The project's own commands: `cargo xtask test` proves that everything works, `cargo xtask tidy`
-//! that the house is in order. Nothing here is shipped.
+//! that the house is in order, `cargo xtask soak` runs the long tests in full. Nothing here is shipped.
 
 mod command;
 mod postgres;
 mod project;
+mod soak;
 mod suite;
 mod tidy;
 mod toolbox;
@@ -37,6 +38,13 @@ enum Task {
         #[arg(last = true)]
         pytest: Vec<String>,
     },
+    /// Runs the agent's long tests in full: power cuts, kills, full disks, corruption
+    #[command(after_help = "Examples:\n  cargo xtask soak\n  cargo xtask soak --only power_cut")]
+    Soak {
+        /// Runs only the tests whose name contains this
+        #[arg(long, value_name = "NAME")]
+        only: Option<String>,
+    },
     /// Checks what compilers do not: who may use whom, paths in the docs, file headers, leftovers
     Tidy,
 }
@@ -48,6 +56,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Task::Test { only, pytest, .. } => suite::run(&only, pytest),
+        Task::Soak { only } => soak::run(only.as_deref()),
         Task::Tidy => project::Project::find().and_then(|project| tidy::run(&project)),
     };
     match result {

@@ -260,14 +260,14 @@ fn end_to_end(run: &Run, log: &mut Log) -> Result<String> {
 
 /// What a test runner says that it ran.
 #[derive(Debug, PartialEq, Eq, Default)]
-struct TestCounts {
-    passed: u64,
-    ignored: u64,
+pub(crate) struct TestCounts {
+    pub(crate) passed: u64,
+    pub(crate) ignored: u64,
 }
 
 impl TestCounts {
     /// Sums the lines `test result: ok. 3 passed; 0 failed; 0 ignored; …`.
-    fn of_cargo(log: &str) -> Self {
+    pub(crate) fn of_cargo(log: &str) -> Self {
         let mut counts = Self::default();
         for line in log.lines().filter(|line| line.starts_with("test result:")) {
             counts.passed += number_before(line, " passed").unwrap_or(0);
