@@ -13,10 +13,13 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use headwater_agent::Config;
 use headwater_agent::buffer::Buffer;
 use headwater_agent::config::BufferConfig;
+use headwater_agent::reload::Settings;
 use headwater_agent::sequencer::Sequencer;
 use headwater_service::clock::SystemClock;
+use headwater_service::tls::TlsFiles;
 use tokio::sync::oneshot;
 
 const EVENT_BYTES: usize = 600;
@@ -130,6 +133,18 @@ fn percentile_ms(latencies: &[u64], percent: usize) -> f64 {
         .map_or(0.0, |micros| *micros as f64 / 1000.0)
 }
 
+/// Returns settings with this buffer; what belongs to the network is not used here.
+fn settings(buffer: &BufferConfig) -> Settings {
+    let tls = TlsFiles {
+        certificate: PathBuf::new(),
+        key: PathBuf::new(),
+        ca: PathBuf::new(),
+    };
+    let mut config = Config::new(tls, Vec::new());
+    config.buffer = buffer.clone();
+    Settings::fixed(config)
+}
+
 #[tokio::main]
 async fn main() {
     let seconds = std::env::var("HEADWATER_BENCH_SECONDS")
@@ -152,7 +167,8 @@ async fn main() {
         let agent = "bench".parse().expect("a valid id");
         let (buffer, appender) = Buffer::open(&config, &agent, SystemClock::shared())
             .expect("the bench directory is writable");
-        let (sequencer, thread) = Sequencer::start(appender, &config).expect("a thread starts");
+        let (sequencer, thread) =
+            Sequencer::start(appender, settings(&config)).expect("a thread starts");
         let (mut files, mut buffers) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             files.push(measure(file.clone(), producers, time).await);

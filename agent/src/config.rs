@@ -18,7 +18,7 @@ const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
 
 /// All settings of the agent.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Where SDKs send events.
@@ -44,7 +44,7 @@ pub struct Config {
 }
 
 /// `[http]`: the ingest API.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HttpConfig {
     /// Address of the ingest API. Default `127.0.0.1:7070`: only this machine.
@@ -91,7 +91,7 @@ impl Default for HttpConfig {
 }
 
 /// `[admin]`: metrics and readiness.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdminConfig {
     /// Address of `/metrics`, `/healthz`, `/readyz`. Default `127.0.0.1:7071`.
@@ -111,7 +111,7 @@ impl Default for AdminConfig {
 }
 
 /// `[buffer]`: durability and its price.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BufferConfig {
     /// Directory of the buffer; belongs to one agent id. Default `headwater-data/agent`.
@@ -159,7 +159,7 @@ impl Default for BufferConfig {
 }
 
 /// `[collector]`: shipping.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CollectorConfig {
     /// `host:port` (UDP) of the collector; resolved at each connect. Default `127.0.0.1:7080`.
@@ -227,7 +227,7 @@ impl Default for CollectorConfig {
 }
 
 /// `[[write_keys]]`: one source that may send.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WriteKey {
     /// The key that SDKs are configured with.

@@ -14,6 +14,7 @@ pub mod batcher;
 pub mod buffer;
 pub mod config;
 pub mod metrics;
+pub mod reload;
 pub mod sequencer;
 pub mod shipper;
 pub mod source;

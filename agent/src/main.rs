@@ -1,5 +1,6 @@
 //! `headwater-agent`: arguments, configuration, signals; everything else is in the library.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -7,6 +8,7 @@ use headwater_agent::{Config, StartError};
 use headwater_service::cli::{self, CommonArgs, EXIT_CONFIG, EXIT_FAILED, EXIT_OK};
 use headwater_service::clock::SystemClock;
 use headwater_service::{config, logging, shutdown};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Takes events from analytics SDKs, makes them durable and ships them to the collector
 #[derive(Debug, Parser)]
@@ -49,15 +51,20 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return cli::fail(EXIT_FAILED, &error),
     };
-    let code = runtime.block_on(run(config));
+    let code = runtime.block_on(run(config, args.common.config));
     // A store that hangs must not hold the process: what was answered is durable.
     runtime.shutdown_background();
     code
 }
 
-async fn run(config: Config) -> ExitCode {
+async fn run(config: Config, path: Option<PathBuf>) -> ExitCode {
     let stop = match shutdown::on_signal() {
         Ok(stop) => stop,
+        Err(error) => return cli::fail(EXIT_FAILED, &error),
+    };
+    // From now on a SIGHUP is never what ends the process; one that comes during the start waits.
+    let mut hangup = match signal(SignalKind::hangup()) {
+        Ok(hangup) => hangup,
         Err(error) => return cli::fail(EXIT_FAILED, &error),
     };
     let running = match headwater_agent::start(config, SystemClock::shared(), stop).await {
@@ -69,6 +76,12 @@ async fn run(config: Config) -> ExitCode {
         }
         Err(error) => return cli::fail(EXIT_FAILED, &error),
     };
+    let reloader = running.reloader();
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            reloader.reload(config::load(path.as_deref()));
+        }
+    });
     match running.finished().await {
         Ok(()) => ExitCode::from(EXIT_OK),
         Err(error) => cli::fail(EXIT_FAILED, &error),

@@ -45,6 +45,8 @@ pub const EVENTS_SENT: &str = "agent_events_sent_total";
 pub const BATCH_REPLIES: &str = "agent_batch_replies_total";
 /// Events acknowledged: committed to the tables.
 pub const EVENTS_ACKNOWLEDGED: &str = "agent_events_acknowledged_total";
+/// Settings read again after a SIGHUP, label `result`: `applied`, `restart_needed`, `invalid`.
+pub const RELOADS: &str = "agent_reloads_total";
 /// Time from sending a batch to its ack.
 pub const ACK_SECONDS: &str = "agent_batch_ack_duration_seconds";
 
@@ -138,6 +140,11 @@ pub const ALL: &[(&str, Kind, &str)] = &[
         EVENTS_ACKNOWLEDGED,
         Kind::Counter,
         "Events acknowledged by the collector",
+    ),
+    (
+        RELOADS,
+        Kind::Counter,
+        "Reloads of the settings, by `result`: applied, restart_needed, invalid",
     ),
     (
         ACK_SECONDS,

@@ -15,8 +15,8 @@ use metrics::{counter, histogram};
 use tokio::sync::oneshot;
 
 use crate::buffer::{AppendError, Appender};
-use crate::config::BufferConfig;
 use crate::metrics::{APPENDS_REFUSED, COMMIT_SECONDS, COMMITS};
+use crate::reload::Settings;
 
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -31,7 +31,7 @@ struct Request {
 pub struct Sequencer {
     queue: SyncSender<Request>,
     queued_bytes: Arc<AtomicU64>,
-    queue_bytes_max: u64,
+    settings: Settings,
 }
 
 impl Sequencer {
@@ -41,27 +41,25 @@ impl Sequencer {
     /// Fails when the operating system gives no thread.
     pub fn start(
         appender: Appender,
-        config: &BufferConfig,
+        settings: Settings,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
-        let (queue, requests) = sync_channel(config.queue_requests_max);
+        let (queue, requests) = sync_channel(settings.now().buffer.queue_requests_max);
         let queued_bytes = Arc::new(AtomicU64::new(0));
         let worker = Worker {
             appender,
             requests,
             queued_bytes: queued_bytes.clone(),
-            group_bytes_max: config.group_bytes_max,
-            group_wait: Duration::from_micros(config.group_wait_us),
+            settings: settings.clone(),
             busy: false,
         };
         let thread = std::thread::Builder::new()
             .name("sequencer".to_owned())
             .spawn(move || worker.run())?;
-        let queue_bytes_max = config.queue_bytes_max;
         Ok((
             Self {
                 queue,
                 queued_bytes,
-                queue_bytes_max,
+                settings,
             },
             thread,
         ))
@@ -85,7 +83,8 @@ impl Sequencer {
             return Ok(());
         }
         let bytes = records.iter().map(|record| record.len() as u64).sum();
-        if self.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > self.queue_bytes_max {
+        let bound = self.settings.now().buffer.queue_bytes_max;
+        if self.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > bound {
             self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Err(AppendError::Overload);
         }
@@ -109,8 +108,7 @@ struct Worker {
     appender: Appender,
     requests: Receiver<Request>,
     queued_bytes: Arc<AtomicU64>,
-    group_bytes_max: u64,
-    group_wait: Duration,
+    settings: Settings,
     /// More than one request was waiting last time: a longer wait pays.
     busy: bool,
 }
@@ -125,6 +123,7 @@ impl Worker {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             if maintained.elapsed() >= MAINTENANCE_INTERVAL {
+                self.appender.configure(&self.settings.now().buffer);
                 self.appender.maintain();
                 maintained = Instant::now();
             }
@@ -153,15 +152,16 @@ impl Worker {
     }
 
     fn gather(&self, first: Request) -> Vec<Request> {
-        let deadline = Instant::now()
-            + if self.busy {
-                self.group_wait
-            } else {
-                Duration::ZERO
-            };
+        let live = self.settings.now();
+        let wait_us = if self.busy {
+            live.buffer.group_wait_us
+        } else {
+            0
+        };
+        let deadline = Instant::now() + Duration::from_micros(wait_us);
         let mut bytes = first.bytes;
         let mut group = vec![first];
-        while bytes < self.group_bytes_max {
+        while bytes < live.buffer.group_bytes_max {
             let wait = deadline.saturating_duration_since(Instant::now());
             let next = if wait.is_zero() {
                 self.requests.try_recv().ok()

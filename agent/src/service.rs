@@ -19,6 +19,7 @@ use tracing::{info, warn};
 use crate::buffer::{Buffer, OpenError};
 use crate::config::Config;
 use crate::metrics::OLDEST_AGE_SECONDS;
+use crate::reload::Reloader;
 use crate::sequencer::Sequencer;
 use crate::shipper::Shipper;
 use crate::source::Source;
@@ -82,6 +83,7 @@ pub struct Running {
     /// The agent's id, from its certificate.
     pub agent_id: AgentId,
     buffer: Buffer,
+    reloader: Reloader,
     supervisor: JoinHandle<Result<(), RunError>>,
 }
 
@@ -89,6 +91,11 @@ impl Running {
     /// Returns the number of events accepted and not yet acknowledged. Exact.
     pub fn buffered(&self) -> u64 {
         self.buffer.buffered()
+    }
+
+    /// Returns what puts other settings in force while the agent runs.
+    pub fn reloader(&self) -> Reloader {
+        self.reloader.clone()
     }
 
     /// Resolves after the stop token was cancelled and every part ended within its bound (5 s in
@@ -132,21 +139,19 @@ pub async fn start(
             .await
             .map_err(|error| std::io::Error::other(error.to_string()))??
     };
-    let (sequencer, sequencer_thread) = Sequencer::start(appender, &config.buffer)?;
-    let status = Arc::new(Status::new(
-        buffer.clone(),
-        clock.clone(),
-        config.admin.unacknowledged_age_max_s,
-    ));
+    let collector = config.collector.address.clone();
+    let reloader = Reloader::new(config, agent_id.clone());
+    let settings = reloader.settings();
+    let (sequencer, sequencer_thread) = Sequencer::start(appender, settings.clone())?;
+    let status = Arc::new(Status::new(buffer.clone(), clock.clone(), settings.clone()));
     let shipper = Shipper {
         buffer: buffer.clone(),
         agent_id: agent_id.clone(),
-        config: config.collector.clone(),
-        tls: config.tls.clone(),
+        settings: settings.clone(),
         status: status.clone(),
     };
-    let source = Source::new(&config, sequencer, clock);
-    info!(%agent_id, %address, %admin_address, collector = config.collector.address, "agent runs");
+    let source = Source::new(settings, sequencer, clock);
+    info!(%agent_id, %address, %admin_address, collector, "agent runs");
     let parts = Parts {
         http,
         admin_listener,
@@ -161,6 +166,7 @@ pub async fn start(
         admin_address,
         agent_id,
         buffer,
+        reloader,
         supervisor,
     })
 }
@@ -236,7 +242,7 @@ async fn show_age(status: Arc<Status>) {
 }
 
 /// Returns the common name of the agent's certificate as its id.
-fn agent_id(config: &Config) -> Result<AgentId, StartError> {
+pub(crate) fn agent_id(config: &Config) -> Result<AgentId, StartError> {
     let path = &config.tls.certificate;
     let failed = |message: String| StartError::AgentName {
         path: path.display().to_string(),

@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use headwater_service::clock::SharedClock;
 
 use crate::buffer::Buffer;
+use crate::reload::Settings;
 
 /// What readiness is told from.
 pub(crate) struct Status {
     buffer: Buffer,
     clock: SharedClock,
     session_open: AtomicBool,
-    unacknowledged_age_max_s: u64,
+    settings: Settings,
 }
 
 impl std::fmt::Debug for Status {
@@ -23,12 +24,12 @@ impl std::fmt::Debug for Status {
 }
 
 impl Status {
-    pub(crate) fn new(buffer: Buffer, clock: SharedClock, unacknowledged_age_max_s: u64) -> Self {
+    pub(crate) fn new(buffer: Buffer, clock: SharedClock, settings: Settings) -> Self {
         Self {
             buffer,
             clock,
             session_open: AtomicBool::new(false),
-            unacknowledged_age_max_s,
+            settings,
         }
     }
 
@@ -54,7 +55,7 @@ impl Status {
             return Ok(());
         }
         let age = self.oldest_age_s();
-        let bound = self.unacknowledged_age_max_s;
+        let bound = self.settings.now().admin.unacknowledged_age_max_s;
         if age > bound {
             return Err(format!(
                 "no session with the collector; the oldest event has waited {age} s (bound {bound} s)"

@@ -1,6 +1,7 @@
 //! Logs to standard error, pretty for people or JSON for machines.
 
 use std::io::IsTerminal as _;
+use std::sync::OnceLock;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
@@ -19,7 +20,7 @@ pub enum LogFormat {
 }
 
 /// Settings of the `[log]` section.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogConfig {
     /// `pretty` or `json`. Default `pretty`.
@@ -56,21 +57,53 @@ fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error>
     }
 }
 
+/// Puts another filter in force.
+type SetFilter = Box<dyn Fn(EnvFilter) -> bool + Send + Sync>;
+
+static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
+
 /// Starts logging for the whole process. Later calls change nothing.
 pub fn init(config: &LogConfig) {
-    let filter = EnvFilter::try_new(&config.level).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     // A second call in one process (tests, the all-in-one binary) keeps the first subscriber.
-    let already_set = match config.format {
-        LogFormat::Pretty => builder.try_init().is_err(),
-        LogFormat::Json => builder.json().try_init().is_err(),
+    let (already_set, set_filter): (bool, SetFilter) = match config.format {
+        LogFormat::Pretty => {
+            let builder = builder
+                .with_env_filter(filter(&config.level))
+                .with_filter_reloading();
+            let handle = builder.reload_handle();
+            let set = Box::new(move |filter| handle.reload(filter).is_ok());
+            (builder.try_init().is_err(), set)
+        }
+        LogFormat::Json => {
+            let builder = builder
+                .json()
+                .with_env_filter(filter(&config.level))
+                .with_filter_reloading();
+            let handle = builder.reload_handle();
+            let set = Box::new(move |filter| handle.reload(filter).is_ok());
+            (builder.try_init().is_err(), set)
+        }
     };
     if already_set {
         tracing::debug!("logging was already initialised");
+    } else {
+        SET_FILTER.get_or_init(|| set_filter);
     }
+}
+
+/// Changes the level of a process whose logging [`init`] has started.
+pub fn set_level(level: &str) {
+    if SET_FILTER.get().is_some_and(|set| !set(filter(level))) {
+        tracing::warn!(level, "the log level cannot be changed");
+    }
+}
+
+/// Reads a level that [`LogConfig`] has checked.
+fn filter(level: &str) -> EnvFilter {
+    EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use serde::Deserialize;
 pub const DEVELOPMENT_CA_NAME: &str = "Headwater development CA, not for production";
 
 /// Where a program's own certificate and key and the CA it trusts lie.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsFiles {
     /// Certificate chain, PEM, leaf first.

@@ -70,7 +70,6 @@ impl AppendError {
 pub struct Appender {
     buffer: Buffer,
     config: BufferConfig,
-    generation_bytes_max: u64,
     /// `None` after an error until the store is open again.
     tail: Option<Arc<Generation>>,
     /// First position of the generation being written.
@@ -93,7 +92,6 @@ impl Appender {
         let directory = config.directory.clone();
         let mut appender = Self {
             reserve: Reserve::open(&directory, config.reserve_bytes),
-            generation_bytes_max: config.generation_bytes_max.min(config.disk_bytes_max / 8),
             config: config.clone(),
             tail: None,
             tail_start: 0,
@@ -220,6 +218,18 @@ impl Appender {
         Ok(())
     }
 
+    /// Takes other bounds; the directory and the size of the reserve stay as they are.
+    pub fn configure(&mut self, config: &BufferConfig) {
+        if self.config != *config {
+            self.config.clone_from(config);
+        }
+    }
+
+    fn generation_bytes_max(&self) -> u64 {
+        let config = &self.config;
+        config.generation_bytes_max.min(config.disk_bytes_max / 8)
+    }
+
     /// Returns the position that the next record gets.
     pub fn next(&self) -> Position {
         self.next
@@ -292,7 +302,7 @@ impl Appender {
     fn rotate_if_due(&mut self, events: u64, bytes: u64) -> Result<(), AppendError> {
         let held = self.next - self.tail_start;
         let due = held + events > self.config.generation_events_max
-            || self.tail_bytes + bytes > self.generation_bytes_max
+            || self.tail_bytes + bytes > self.generation_bytes_max()
             || self.buffer.shared.state.lock().tail_damaged;
         if due && held > 0 {
             self.rotate().map_err(|error| self.fail(&error))?;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_protocol::{ALPN, AgentId};
-use headwater_service::tls::{self, TlsFiles};
+use headwater_service::tls;
 use metrics::{counter, gauge};
 use quinn::crypto::rustls::QuicClientConfig;
 use tokio::time::Instant;
@@ -21,6 +21,7 @@ use tracing::{info, warn};
 use crate::buffer::{Buffer, ReadError};
 use crate::config::CollectorConfig;
 use crate::metrics::{SESSION_FAILURES, SESSION_OPEN};
+use crate::reload::{Live, Settings};
 use crate::status::Status;
 
 /// A session that lived this long was sound: the next back-off starts small again.
@@ -89,18 +90,18 @@ impl SessionError {
 pub(crate) struct Shipper {
     pub(crate) buffer: Buffer,
     pub(crate) agent_id: AgentId,
-    pub(crate) config: CollectorConfig,
-    pub(crate) tls: TlsFiles,
+    pub(crate) settings: Settings,
     pub(crate) status: Arc<Status>,
 }
 
 impl Shipper {
     /// Runs until `stop` is cancelled, then waits for answers at most `collector.stop_drain_ms`.
-    pub(crate) async fn run(self, stop: CancellationToken) {
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut failures = 0_u32;
         while !stop.is_cancelled() {
             let started = Instant::now();
-            let outcome = self.session(&stop).await;
+            let live = self.settings.now();
+            let outcome = self.session(&live, &stop).await;
             self.status.set_session(false);
             gauge!(SESSION_OPEN).set(0.0);
             let Err(error) = outcome else { continue };
@@ -108,7 +109,7 @@ impl Shipper {
                 failures = 0;
             }
             counter!(SESSION_FAILURES, "reason" => error.reason()).increment(1);
-            let wait = backoff(failures, &self.config);
+            let wait = backoff(failures, &live.collector);
             failures = failures.saturating_add(1);
             if error.needs_a_person() {
                 tracing::error!(%error, ?wait, "session failed");
@@ -118,15 +119,21 @@ impl Shipper {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(wait) => {}
+                // What was wrong may be mended: no need to wait for it.
+                () = self.settings.until_shipping_differs(&live) => failures = 0,
             }
         }
         info!(buffered = self.buffer.buffered(), "shipping has stopped");
     }
 
     /// Connects and runs one session. `Ok` means: begin the next one at once, or stop.
-    async fn session(&self, stop: &CancellationToken) -> Result<(), SessionError> {
-        let bound = Duration::from_millis(self.config.connect_timeout_ms);
-        let opening = tokio::time::timeout(bound, self.open());
+    async fn session(
+        &self,
+        live: &Arc<Live>,
+        stop: &CancellationToken,
+    ) -> Result<(), SessionError> {
+        let bound = Duration::from_millis(live.collector.connect_timeout_ms);
+        let opening = tokio::time::timeout(bound, self.open(live));
         let (endpoint, session) = tokio::select! {
             () = stop.cancelled() => return Ok(()),
             opened = opening => opened.map_err(|_| SessionError::ConnectTimeout(bound))??,
@@ -140,63 +147,63 @@ impl Shipper {
         outcome
     }
 
-    async fn open(&self) -> Result<(quinn::Endpoint, session::Session), SessionError> {
-        let endpoint = self.connect_endpoint().await?;
-        let (endpoint, address) = endpoint;
+    async fn open(
+        &self,
+        live: &Arc<Live>,
+    ) -> Result<(quinn::Endpoint, session::Session), SessionError> {
+        let (endpoint, address) = connect_endpoint(live).await?;
         let connecting = endpoint
-            .connect(address, &self.config.server_name)
+            .connect(address, &live.collector.server_name)
             .map_err(|error| SessionError::Setup(error.to_string()))?;
         let connection = connecting.await?;
-        let session = session::Session::open(self, connection).await?;
+        let session = session::Session::open(self, live, connection).await?;
         Ok((endpoint, session))
-    }
-
-    /// Reads the certificate files anew, so that a rotated certificate counts from the next session.
-    async fn connect_endpoint(&self) -> Result<(quinn::Endpoint, SocketAddr), SessionError> {
-        let setup = |error: String| SessionError::Setup(error);
-        let address = tokio::net::lookup_host(&self.config.address)
-            .await
-            .and_then(|mut found| {
-                found
-                    .next()
-                    .ok_or_else(|| std::io::ErrorKind::NotFound.into())
-            })
-            .map_err(|error| SessionError::Resolve(self.config.address.clone(), error))?;
-        let tls = tls::mutual_client(&self.tls, ALPN)?;
-        let crypto = QuicClientConfig::try_from(tls).map_err(|error| setup(error.to_string()))?;
-        let mut client = quinn::ClientConfig::new(Arc::new(crypto));
-        client.transport_config(Arc::new(self.transport()?));
-        let local = match address {
-            SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-            SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-        };
-        let mut endpoint =
-            quinn::Endpoint::client(local).map_err(|error| setup(error.to_string()))?;
-        endpoint.set_default_client_config(client);
-        Ok((endpoint, address))
-    }
-
-    /// Every window is bounded; the collector may open no streams.
-    fn transport(&self) -> Result<quinn::TransportConfig, SessionError> {
-        let idle = Duration::from_millis(self.config.idle_timeout_ms);
-        let idle = quinn::IdleTimeout::try_from(idle)
-            .map_err(|error| SessionError::Setup(error.to_string()))?;
-        let mut transport = quinn::TransportConfig::default();
-        transport
-            .keep_alive_interval(Some(Duration::from_millis(self.config.keep_alive_ms)))
-            .max_idle_timeout(Some(idle))
-            .send_window(self.config.send_window_bytes)
-            .send_fairness(false)
-            .stream_receive_window(quinn::VarInt::from_u32(128 << 10))
-            .receive_window(quinn::VarInt::from_u32(1 << 20))
-            .max_concurrent_bidi_streams(0_u32.into())
-            .max_concurrent_uni_streams(0_u32.into())
-            .datagram_receive_buffer_size(None)
-            .enable_segmentation_offload(self.config.segmentation_offload);
-        Ok(transport)
     }
 }
 
+/// Reads the certificate files anew, so that a rotated certificate counts from the next session.
+async fn connect_endpoint(live: &Live) -> Result<(quinn::Endpoint, SocketAddr), SessionError> {
+    let setup = |error: String| SessionError::Setup(error);
+    let address = tokio::net::lookup_host(&live.collector.address)
+        .await
+        .and_then(|mut found| {
+            found
+                .next()
+                .ok_or_else(|| std::io::ErrorKind::NotFound.into())
+        })
+        .map_err(|error| SessionError::Resolve(live.collector.address.clone(), error))?;
+    let tls = tls::mutual_client(&live.tls, ALPN)?;
+    let crypto = QuicClientConfig::try_from(tls).map_err(|error| setup(error.to_string()))?;
+    let mut client = quinn::ClientConfig::new(Arc::new(crypto));
+    client.transport_config(Arc::new(transport(&live.collector)?));
+    let local = match address {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    };
+    let mut endpoint = quinn::Endpoint::client(local).map_err(|error| setup(error.to_string()))?;
+    endpoint.set_default_client_config(client);
+    Ok((endpoint, address))
+}
+
+/// Every window is bounded; the collector may open no streams.
+fn transport(config: &CollectorConfig) -> Result<quinn::TransportConfig, SessionError> {
+    let idle = Duration::from_millis(config.idle_timeout_ms);
+    let idle = quinn::IdleTimeout::try_from(idle)
+        .map_err(|error| SessionError::Setup(error.to_string()))?;
+    let mut transport = quinn::TransportConfig::default();
+    transport
+        .keep_alive_interval(Some(Duration::from_millis(config.keep_alive_ms)))
+        .max_idle_timeout(Some(idle))
+        .send_window(config.send_window_bytes)
+        .send_fairness(false)
+        .stream_receive_window(quinn::VarInt::from_u32(128 << 10))
+        .receive_window(quinn::VarInt::from_u32(1 << 20))
+        .max_concurrent_bidi_streams(0_u32.into())
+        .max_concurrent_uni_streams(0_u32.into())
+        .datagram_receive_buffer_size(None)
+        .enable_segmentation_offload(config.segmentation_offload);
+    Ok(transport)
+}
 /// Returns the wait after `failures` failed sessions: anything up to a bound that doubles.
 fn backoff(failures: u32, config: &CollectorConfig) -> Duration {
     let bound = config

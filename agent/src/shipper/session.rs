@@ -27,6 +27,7 @@ use crate::config::CollectorConfig;
 use crate::metrics::{
     ACK_SECONDS, BATCH_BYTES_SENT, BATCH_REPLIES, BATCHES_SENT, EVENTS_SENT, SESSIONS,
 };
+use crate::reload::{Live, Settings};
 
 /// Wait before the buffer is asked again after it had nothing where something was expected.
 const READ_AGAIN: Duration = Duration::from_millis(50);
@@ -40,7 +41,8 @@ const IN_FLIGHT_MAX: u32 = 4096;
 /// An open session.
 pub(super) struct Session {
     shared: Arc<Shared>,
-    config: CollectorConfig,
+    live: Arc<Live>,
+    settings: Settings,
     connection: Connection,
     /// Kept open: its end would end the session.
     _hello: (SendStream, RecvStream),
@@ -85,6 +87,7 @@ impl Session {
     /// Sends Hello, checks the collector's watermark against the buffer and trims.
     pub(super) async fn open(
         shipper: &Shipper,
+        live: &Arc<Live>,
         connection: Connection,
     ) -> Result<Self, SessionError> {
         let buffer = shipper.buffer.clone();
@@ -123,6 +126,7 @@ impl Session {
         );
         Ok(Self::new(
             shipper,
+            live.clone(),
             connection,
             (send, receive),
             head.stretch,
@@ -133,13 +137,14 @@ impl Session {
 
     fn new(
         shipper: &Shipper,
+        live: Arc<Live>,
         connection: Connection,
         hello: (SendStream, RecvStream),
         stretch: Stretch,
         acked: Position,
         theirs: WireLimits,
     ) -> Self {
-        let config = shipper.config.clone();
+        let config = &live.collector;
         let in_flight_max = config
             .batches_in_flight_max
             .min(theirs.batches_in_flight_max)
@@ -162,7 +167,8 @@ impl Session {
                 retry_min: Duration::from_millis(config.backoff_min_ms),
             }),
             durable: shipper.buffer.durable(),
-            config,
+            live,
+            settings: shipper.settings.clone(),
             connection,
             _hello: hello,
             in_flight: Arc::new(Semaphore::new(capacity)),
@@ -177,19 +183,21 @@ impl Session {
 
     /// Sends until the session fails, the epoch is drained, the session is too old, or `stop`.
     pub(super) async fn run(mut self, stop: &CancellationToken) -> Result<(), SessionError> {
-        let age = tokio::time::sleep(Duration::from_secs(self.config.session_age_max_s));
+        let age = tokio::time::sleep(Duration::from_secs(self.live.collector.session_age_max_s));
         tokio::pin!(age);
         loop {
             let connection = self.connection.clone();
+            let live = self.live.clone();
             let step = tokio::select! {
                 biased;
                 Some(error) = self.failures.recv() => return Err(error),
                 () = stop.cancelled() => Step::Stop,
                 () = &mut age => Step::Renew,
+                () = self.settings.until_shipping_differs(&live) => Step::Renew,
                 error = connection.closed() => return Err(error.into()),
                 Some(work) = self.resends.recv() => Step::Send(work),
                 step = next_step(
-                    &self.shared, &self.config, &mut self.durable, &self.in_flight,
+                    &self.shared, &live.collector, &mut self.durable, &self.in_flight,
                     self.cursor, self.limits, &mut self.waiting_since,
                 ) => step,
             };
@@ -197,11 +205,11 @@ impl Session {
                 Step::Send(work) => self.send(work, stop).await?,
                 Step::Renew => {
                     debug!("session is renewed");
-                    let bound = Duration::from_millis(self.config.reply_timeout_ms);
+                    let bound = Duration::from_millis(live.collector.reply_timeout_ms);
                     return self.drain(bound, Some(stop)).await;
                 }
                 Step::Stop => {
-                    let bound = Duration::from_millis(self.config.stop_drain_ms);
+                    let bound = Duration::from_millis(live.collector.stop_drain_ms);
                     return self.drain(bound, None).await;
                 }
             }

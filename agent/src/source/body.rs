@@ -1,14 +1,14 @@
 //! Reads a request's body within its bounds: bytes on the wire, bytes after gzip, memory of all.
 
 use std::io::Read;
-use std::sync::Arc;
 
 use axum::body::{Body as HttpBody, Bytes};
 use flate2::read::MultiGzDecoder;
 use futures::StreamExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::answer::Answer;
+use super::places::Places;
 
 /// Memory is counted in units of this many bytes.
 const UNIT_BYTES: u64 = 4096;
@@ -16,12 +16,16 @@ const UNIT_BYTES: u64 = 4096;
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 /// The memory that all bodies in progress may take.
-pub(super) struct Memory(Arc<Semaphore>);
+pub(super) struct Memory(Places);
 
 impl Memory {
     pub(super) fn new(bytes: u64) -> Self {
-        let units = usize::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(usize::MAX);
-        Self(Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))))
+        Self(Places::new(units(bytes)))
+    }
+
+    /// Changes the bound; what is held above a lower one stays until its body is done.
+    pub(super) fn set_bytes(&self, bytes: u64) {
+        self.0.resize(units(bytes));
     }
 
     fn reservation(&self) -> Reservation {
@@ -33,9 +37,13 @@ impl Memory {
     }
 }
 
+fn units(bytes: u64) -> usize {
+    usize::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(usize::MAX)
+}
+
 /// What one body holds of it; given back when dropped.
 pub(super) struct Reservation {
-    memory: Arc<Semaphore>,
+    memory: Places,
     permit: Option<OwnedSemaphorePermit>,
     bytes: u64,
 }
@@ -52,8 +60,8 @@ impl Reservation {
             return Ok(());
         }
         let units = u32::try_from(wanted).unwrap_or(u32::MAX);
-        let more = self.memory.clone().try_acquire_many_owned(units);
-        let more = more.map_err(|_| Answer::Busy { retry_after_s: 1 })?;
+        let more = self.memory.try_acquire_many(units);
+        let more = more.ok_or(Answer::Busy { retry_after_s: 1 })?;
         match &mut self.permit {
             Some(permit) => permit.merge(more),
             none => *none = Some(more),

@@ -5,7 +5,6 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,26 +12,25 @@ use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
+
+use super::places::Places;
+use crate::reload::Settings;
 
 /// The listener.
 pub(super) struct Connections {
     listener: TcpListener,
-    places: Arc<Semaphore>,
-    idle_timeout: Duration,
+    places: Places,
+    settings: Settings,
 }
 
 impl Connections {
-    pub(super) fn new(
-        listener: TcpListener,
-        connections_max: usize,
-        idle_timeout: Duration,
-    ) -> Self {
+    pub(super) fn new(listener: TcpListener, settings: Settings) -> Self {
         Self {
             listener,
-            places: Arc::new(Semaphore::new(connections_max)),
-            idle_timeout,
+            places: Places::new(settings.now().http.connections_max),
+            settings,
         }
     }
 }
@@ -42,22 +40,20 @@ impl Listener for Connections {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Connection, SocketAddr) {
-        let place = self
-            .places
-            .clone()
-            .acquire_owned()
-            .await
-            .expect("never closed");
+        self.places.resize(self.settings.now().http.connections_max);
+        let place = self.places.acquire().await;
         loop {
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
                     if let Err(error) = stream.set_nodelay(true) {
                         tracing::debug!(%error, "TCP_NODELAY cannot be set");
                     }
+                    let idle_timeout =
+                        Duration::from_millis(self.settings.now().http.idle_timeout_ms);
                     let connection = Connection {
                         stream,
-                        idle_timeout: self.idle_timeout,
-                        idle: Box::pin(tokio::time::sleep(self.idle_timeout)),
+                        idle_timeout,
+                        idle: Box::pin(tokio::time::sleep(idle_timeout)),
                         _place: place,
                     };
                     return (connection, peer);

@@ -18,9 +18,9 @@
 mod answer;
 mod body;
 mod connections;
+mod places;
 mod request;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,8 +35,8 @@ use metrics::counter;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, HttpConfig, WriteKey};
 use crate::metrics::{EVENTS_RECEIVED, REQUESTS};
+use crate::reload::{Live, Settings};
 use crate::sequencer::Sequencer;
 
 use answer::Answer;
@@ -55,24 +55,17 @@ pub struct Source {
 }
 
 struct Shared {
-    config: HttpConfig,
-    write_keys: HashMap<String, WriteKey>,
+    settings: Settings,
     memory: Memory,
     clock: SharedClock,
 }
 
 impl Source {
     /// Makes the API; it holds `sequencer` until the last request has ended.
-    pub fn new(config: &Config, sequencer: Sequencer, clock: SharedClock) -> Self {
-        let write_keys = config
-            .write_keys
-            .iter()
-            .map(|entry| (entry.key.clone(), entry.clone()))
-            .collect();
+    pub fn new(settings: Settings, sequencer: Sequencer, clock: SharedClock) -> Self {
         let shared = Shared {
-            memory: Memory::new(config.http.memory_bytes_max),
-            config: config.http.clone(),
-            write_keys,
+            memory: Memory::new(settings.now().http.memory_bytes_max),
+            settings,
             clock,
         };
         Self {
@@ -90,11 +83,7 @@ impl Source {
         listener: TcpListener,
         stop: CancellationToken,
     ) -> std::io::Result<()> {
-        let connections = Connections::new(
-            listener,
-            self.shared.config.connections_max,
-            Duration::from_millis(self.shared.config.idle_timeout_ms),
-        );
+        let connections = Connections::new(listener, self.shared.settings.clone());
         let router = Router::new().fallback(handle).with_state(self);
         let service = router.into_make_service_with_connect_info::<Peer>();
         axum::serve(connections, service)
@@ -111,7 +100,9 @@ impl Source {
             Method::POST => {}
             _ => return Answer::MethodNotAllowed,
         }
-        let config = &self.shared.config;
+        let live = self.shared.settings.now();
+        let config = &live.http;
+        self.shared.memory.set_bytes(config.memory_bytes_max);
         let facts = Facts::of(
             &request,
             peer,
@@ -130,21 +121,23 @@ impl Source {
             Ok(Ok(body)) => body,
         };
         let prepared = if body.bytes.len() <= INLINE_BYTES_MAX {
-            request::prepare(&self.shared, endpoint, &facts, body)
+            request::prepare(&live, endpoint, &facts, body)
         } else {
-            let shared = self.shared.clone();
-            let work = move || request::prepare(&shared, endpoint, &facts, body);
+            let work = {
+                let live = live.clone();
+                move || request::prepare(&live, endpoint, &facts, body)
+            };
             tokio::task::spawn_blocking(work)
                 .await
                 .unwrap_or(Err(Answer::Stopping))
         };
         match prepared {
-            Ok(prepared) => self.append(prepared).await,
+            Ok(prepared) => self.append(&live, prepared).await,
             Err(answer) => answer,
         }
     }
 
-    async fn append(&self, prepared: request::Prepared) -> Answer {
+    async fn append(&self, live: &Live, prepared: request::Prepared) -> Answer {
         let records = prepared.records.iter().map(Record::encode).collect();
         match self.sequencer.append(records).await {
             Ok(()) => {
@@ -157,7 +150,7 @@ impl Source {
                     rejected: prepared.rejected,
                 })
             }
-            Err(error) => Answer::of_append_error(&error, self.shared.config.retry_after_s),
+            Err(error) => Answer::of_append_error(&error, live.http.retry_after_s),
         }
     }
 }

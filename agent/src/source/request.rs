@@ -18,10 +18,10 @@ use serde::Deserialize;
 use serde_bytes::ByteBuf;
 use serde_json::value::RawValue;
 
-use super::Shared;
 use super::answer::{Answer, Rejected};
 use super::body::Body;
 use crate::config::WriteKey;
+use crate::reload::Live;
 
 /// What is kept of a body that cannot be read, or of an event that is too large: as much as
 /// `raw.quarantine` keeps.
@@ -170,16 +170,16 @@ type Fields<'a> = HashMap<Cow<'a, str>, &'a RawValue>;
 
 /// Turns a body into records and verdicts.
 pub(super) fn prepare(
-    shared: &Shared,
+    live: &Live,
     endpoint: Endpoint,
     facts: &Facts,
     body: Body,
 ) -> Result<Prepared, Answer> {
     let header_key = match facts.write_key.as_deref() {
-        Some(key) => Some(known_key(shared, key)?),
+        Some(key) => Some(known_key(live, key)?),
         None => None,
     };
-    let body = match body.inflate(shared.config.inflated_bytes_max) {
+    let body = match body.inflate(live.http.inflated_bytes_max) {
         Err(Answer::Unreadable(message)) => return unreadable(facts, header_key, b"", message),
         other => other?,
     };
@@ -196,11 +196,11 @@ pub(super) fn prepare(
         None => {
             let key = text_field(&fields, "writeKey").or_else(|| text_field(&fields, "api_key"));
             let missing = Answer::UnknownKey("there is no write key: use Basic authorization");
-            known_key(shared, &key.ok_or(missing)?)?
+            known_key(live, &key.ok_or(missing)?)?
         }
     };
     let mut out = Preparation {
-        shared,
+        live,
         facts,
         key,
         records: Vec::new(),
@@ -229,10 +229,8 @@ pub(super) fn prepare(
     })
 }
 
-fn known_key<'a>(shared: &'a Shared, key: &str) -> Result<&'a WriteKey, Answer> {
-    shared
-        .write_keys
-        .get(key)
+fn known_key<'a>(live: &'a Live, key: &str) -> Result<&'a WriteKey, Answer> {
+    live.write_key(key)
         .ok_or(Answer::UnknownKey("the write key is not known"))
 }
 
@@ -266,7 +264,7 @@ fn text_field(fields: &Fields<'_>, name: &str) -> Option<String> {
 }
 
 struct Preparation<'a> {
-    shared: &'a Shared,
+    live: &'a Live,
     facts: &'a Facts,
     key: &'a WriteKey,
     records: Vec<Record>,
@@ -277,7 +275,7 @@ impl Preparation<'_> {
     fn add(&mut self, event: &[u8], kind: Option<EventType>, sent_at: Option<&str>) {
         let index = self.records.len();
         // A cut event is no JSON any more, so the collector quarantines it.
-        let kept = if event.len() as u64 > self.shared.config.event_bytes_max {
+        let kept = if event.len() as u64 > self.live.http.event_bytes_max {
             self.reject(index, event, "event_too_large", "$");
             &event[..KEPT_BYTES.min(event.len() - 1)]
         } else {

@@ -7,3 +7,4 @@ mod collector;
 mod delivery;
 mod harness;
 mod process;
+mod reload;

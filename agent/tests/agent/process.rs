@@ -12,16 +12,25 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use crate::collector::{Collector, Manner, Tables};
-use crate::harness::{BASIC, PATIENCE, Site, batch, nobody, request, until};
+use crate::harness::{BASIC, PATIENCE, Response, Site, batch, nobody, request, until};
 
-struct Process {
-    child: Child,
-    address: SocketAddr,
+/// The agent as a process of its own.
+pub(crate) struct Process {
+    pub(crate) child: Child,
+    pub(crate) address: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    log: Arc<Mutex<Vec<serde_json::Value>>>,
 }
 
 impl Process {
-    async fn start(site: &Site, collector: SocketAddr) -> Self {
-        std::fs::write(site.path("agent.toml"), config(site, collector)).unwrap();
+    /// Starts with [`config`].
+    pub(crate) async fn start(site: &Site, collector: SocketAddr) -> Self {
+        Self::start_with(site, &config(site, collector)).await
+    }
+
+    /// Starts with a configuration file of this text, which logs JSON.
+    pub(crate) async fn start_with(site: &Site, config: &str) -> Self {
+        std::fs::write(site.path("agent.toml"), config).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_headwater-agent"))
             .arg("--config")
             .arg(site.path("agent.toml"))
@@ -30,20 +39,63 @@ impl Process {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let address = loop {
+        let (address, admin) = loop {
             let line = lines.next_line().await.unwrap().expect("the agent starts");
             let line: serde_json::Value = serde_json::from_str(&line).unwrap();
             if line["fields"]["message"] == "agent runs" {
-                break line["fields"]["address"].as_str().unwrap().parse().unwrap();
+                let bound = |name: &str| line["fields"][name].as_str().unwrap().parse().unwrap();
+                break (bound("address"), bound("admin_address"));
             }
         };
+        let log: Arc<Mutex<Vec<serde_json::Value>>> = Arc::default();
+        let kept = log.clone();
         // Keeps the pipe empty.
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Self { child, address }
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                let line = serde_json::from_str(&line).unwrap_or_default();
+                kept.lock().push(line);
+            }
+        });
+        Self {
+            child,
+            address,
+            admin,
+            log,
+        }
+    }
+
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let id = i32::try_from(self.child.id().unwrap()).unwrap();
+        let id = rustix::process::Pid::from_raw(id).unwrap();
+        rustix::process::kill_process(id, signal).unwrap();
+    }
+
+    /// Returns the fields of the log lines with this message.
+    pub(crate) fn logged(&self, message: &str) -> Vec<serde_json::Value> {
+        let lines = self.log.lock();
+        let fields = lines.iter().map(|line| &line["fields"]);
+        fields
+            .filter(|fields| fields["message"] == message)
+            .cloned()
+            .collect()
+    }
+
+    /// Asks the admin endpoint.
+    pub(crate) async fn admin(&self, path: &str) -> Response {
+        request(self.admin, "GET", path, &[], b"").await.unwrap()
+    }
+
+    /// Returns a metric's value; 0 when it has not been counted yet.
+    pub(crate) async fn metric(&self, series: &str) -> f64 {
+        let text = self.admin("/metrics").await.body;
+        text.lines()
+            .find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
+            .unwrap_or(0.0)
     }
 }
 
-fn config(site: &Site, collector: SocketAddr) -> String {
+/// Settings of a process that ships to `collector` quickly.
+pub(crate) fn config(site: &Site, collector: SocketAddr) -> String {
     let path = |name: &str| site.path(name).display().to_string();
     format!(
         r#"
@@ -179,8 +231,7 @@ async fn sigterm_ends_within_five_seconds_with_a_dead_collector() {
     .unwrap();
     assert_eq!(answer.status, 200);
     let started = std::time::Instant::now();
-    let pid = rustix::process::Pid::from_raw(i32::try_from(process.child.id().unwrap()).unwrap());
-    rustix::process::kill_process(pid.unwrap(), rustix::process::Signal::TERM).unwrap();
+    process.signal(rustix::process::Signal::TERM);
     let status = tokio::time::timeout(PATIENCE, process.child.wait())
         .await
         .unwrap()
