@@ -7,14 +7,23 @@ use metrics::{counter, gauge};
 use tracing::{error, info, warn};
 
 use super::chunk::{Position, RECORD_BYTES_MAX};
-use super::files::{self, Marks, Reserve};
+use super::files::{self, Reserve};
 use super::generation::{self, Generation, StoreError};
+use super::marks::{DurableMark, Marks};
 use super::{Buffer, OpenError, Slot};
 use crate::config::BufferConfig;
 use crate::metrics::{APPENDED_BYTES, BUFFER_DISK_BYTES, BUFFERED_EVENTS, GENERATIONS};
 
 /// What a new generation and the log's granularity may add on top of the events, in bytes.
 const GROWTH_SLACK_BYTES: u64 = 2 << 20;
+
+/// Room for what grows besides appends, in bytes: a store writes up to a segment and its snapshot when
+/// it is opened, `buffer.json` is replaced by a second file.
+const OPENING_BYTES: u64 = 1 << 20;
+
+/// So near the bound every file is measured before each append, not once a second, in bytes. Other
+/// files below the directory must grow less than this in a second.
+const NEAR_BYTES: u64 = 16 << 20;
 
 /// A drained generation above this is left for a new one even when there is nothing to append, so
 /// that the disk comes back (D-3).
@@ -81,6 +90,10 @@ pub struct Appender {
     /// Size of the group that the bound refused last; 0 when the last one fitted.
     refused_bytes: u64,
     marks_written: (Position, Position),
+    durable_mark: DurableMark,
+    /// The newest generation cannot be opened for want of room; no position up to this one may be
+    /// used again.
+    unattached_floor: Option<Position>,
 }
 
 impl Appender {
@@ -90,7 +103,14 @@ impl Appender {
         marks: Marks,
     ) -> Result<Self, OpenError> {
         let directory = config.directory.clone();
+        let failed = |source| OpenError::Io {
+            directory: config.directory.clone(),
+            source,
+        };
+        let durable_mark = buffer.shared.marks.lock().durable_mark();
         let mut appender = Self {
+            durable_mark: durable_mark.map_err(failed)?,
+            unattached_floor: None,
             reserve: Reserve::open(&directory, config.reserve_bytes),
             config: config.clone(),
             tail: None,
@@ -111,20 +131,20 @@ impl Appender {
             }
             Err(error)
         });
-        opened.map_err(|error| OpenError::Store {
-            directory: directory.clone(),
-            message: error.to_string(),
-        })?;
+        match opened {
+            Err(error) if error.is_disk_full() => appender.wait_for_room(floor, &error),
+            opened => opened.map_err(|error| OpenError::Store {
+                directory: directory.clone(),
+                message: error.to_string(),
+            })?,
+        }
         {
             let mut state = appender.buffer.shared.state.lock();
             let acked = state.acked;
             state.acked = state.epochs.acknowledge(acked);
             appender.buffer.write_identity(&state);
         }
-        appender
-            .buffer
-            .write_marks(0)
-            .map_err(|source| OpenError::Io { directory, source })?;
+        appender.buffer.write_marks(0).map_err(failed)?;
         appender.watch_disk();
         let head = appender.buffer.head();
         info!(
@@ -134,6 +154,21 @@ impl Appender {
             "buffer is open"
         );
         Ok(appender)
+    }
+
+    /// Lets the agent start although the newest generation cannot be opened: what lies before it
+    /// ships, and events are taken when there is room ([`Self::recover`]).
+    fn wait_for_room(&mut self, floor: Position, error: &StoreError) {
+        warn!(%error, "disk is full; the newest generation is opened when there is room");
+        let newest = {
+            let state = self.buffer.shared.state.lock();
+            state.generations.keys().next_back().copied()
+        };
+        let before = newest.map_or(floor, |start| start - 1);
+        self.buffer.shared.durable.send_replace(before);
+        self.next = floor + 1;
+        self.unattached_floor = Some(floor);
+        self.disk_low = true;
     }
 
     /// Deletes what was acknowledged before the last stop and writes off what has vanished.
@@ -147,7 +182,9 @@ impl Appender {
                 .map(|pair| pair[0])
                 .collect();
             for start in &drained {
-                state.generations.remove(start);
+                if let Some(slot) = state.generations.remove(start) {
+                    state.leaving.insert(*start, slot.disk_bytes());
+                }
             }
             (drained, state.generations.keys().next().copied())
         };
@@ -271,12 +308,19 @@ impl Appender {
         counter!(APPENDED_BYTES).increment(bytes);
         // D-1: only now may anybody see or acknowledge them.
         self.buffer.shared.durable.send_replace(self.next - 1);
+        if let Err(error) = self.durable_mark.write(self.next - 1) {
+            warn!(%error, "the durable mark cannot be written; the next second's mark covers it");
+        }
         Ok(())
     }
 
     fn check_bound(&mut self, bytes: u64) -> Result<(), AppendError> {
         let bound = self.config.disk_bytes_max;
-        let growth = bytes.saturating_mul(2) + GROWTH_SLACK_BYTES;
+        let growth = bytes.saturating_mul(2) + GROWTH_SLACK_BYTES + OPENING_BYTES;
+        if self.used_bytes() + growth + NEAR_BYTES <= bound {
+            return Ok(());
+        }
+        self.buffer.measure();
         if self.used_bytes() + growth <= bound {
             return Ok(());
         }
@@ -379,15 +423,25 @@ impl Appender {
         if self.tail.is_some() {
             return Ok(());
         }
-        if let Err(error) = self.rotate() {
+        let recovered = match self.unattached_floor {
+            Some(floor) => self.attach(floor),
+            None => self.rotate(),
+        };
+        if let Err(error) = recovered {
             return Err(self.fail(&error));
         }
-        info!(next = self.next, "appending goes on in a new generation");
+        self.unattached_floor = None;
+        info!(next = self.next, "appending goes on");
         Ok(())
     }
 
     /// Does what is due about once a second: marks, free disk, recovery, space to give back.
     pub fn maintain(&mut self) {
+        self.buffer.delete_leftovers();
+        self.buffer.measure();
+        if std::mem::take(&mut self.buffer.shared.state.lock().wants_room) {
+            self.reserve.release();
+        }
         self.watch_disk();
         if !self.disk_low
             && let Err(error) = self.recover()
@@ -431,7 +485,7 @@ impl Appender {
             Err(error) => return warn!(%error, "free disk space cannot be read"),
         };
         let reserve = self.reserve.wanted_bytes();
-        let in_bound = self.used_bytes() + reserve <= self.config.disk_bytes_max;
+        let in_bound = self.used_bytes() + reserve + OPENING_BYTES <= self.config.disk_bytes_max;
         let took_it = self.reserve.is_missing() && in_bound && free >= wanted + reserve * 2 && {
             self.reserve.take();
             !self.reserve.is_missing()

@@ -1,17 +1,14 @@
-//! The small files around the store: the lock, the identity `buffer.json`, the marks and the reserve.
-//!
-//! The marks stand outside the store because a damaged store can open with a silently lost tail, or
-//! empty: comparing with them at open is what notices it.
+//! The small files around the store: the lock, the identity `buffer.json` and the reserve; and what
+//! files take on the disk.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use headwater_protocol::AgentId;
 use serde::{Deserialize, Serialize};
 
-use super::chunk::Position;
 use super::epochs::Epochs;
 
 /// Makes `directory`, readable by its owner alone, and its parents, all as durable entries.
@@ -73,6 +70,19 @@ pub(super) fn disk_bytes(path: &Path) -> u64 {
     own + entries.map(|entry| disk_bytes(&entry.path())).sum::<u64>()
 }
 
+/// Returns the bytes that the buffer's directory takes on disk without the generations and the
+/// reserve, which are counted as they change. Whatever else lies there belongs to the bound (D-3).
+pub(super) fn disk_bytes_around(directory: &Path) -> u64 {
+    let own = |path: &Path| fs::symlink_metadata(path).map_or(0, |file| file.blocks() * 512);
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let below = entries.map(|entry| match entry.file_name().to_str() {
+        Some("reserve") => 0,
+        Some("generations") => own(&entry.path()),
+        _ => disk_bytes(&entry.path()),
+    });
+    own(directory) + below.sum::<u64>()
+}
+
 /// Returns the bytes of the file system that a program without privileges may still use.
 pub(super) fn free_bytes(directory: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(directory)?;
@@ -86,15 +96,22 @@ pub(super) struct Identity {
     version: u32,
     pub(super) agent_id: AgentId,
     pub(super) epochs: Epochs,
+    /// CRC-32 of agent id and epochs: a flipped digit must not give events wrong numbers.
+    crc: u32,
 }
 
 impl Identity {
     pub(super) fn new(agent_id: AgentId, epochs: Epochs) -> Self {
         Self {
             version: 1,
+            crc: Self::checksum(&agent_id, &epochs),
             agent_id,
             epochs,
         }
+    }
+
+    fn checksum(agent_id: &AgentId, epochs: &Epochs) -> u32 {
+        crc32fast::hash(format!("{agent_id} {epochs:?}").as_bytes())
     }
 
     /// Reads the file; `Ok(None)` when there is none, an error of kind `InvalidData` when it cannot be
@@ -105,7 +122,8 @@ impl Identity {
             other => other?,
         };
         let identity: Self = serde_json::from_slice(&bytes).map_err(io::Error::from)?;
-        if identity.version == 1 && identity.epochs.is_sound() {
+        let crc = Self::checksum(&identity.agent_id, &identity.epochs);
+        if identity.version == 1 && identity.crc == crc && identity.epochs.is_sound() {
             Ok(Some(identity))
         } else {
             Err(io::ErrorKind::InvalidData.into())
@@ -122,92 +140,6 @@ impl Identity {
         fs::rename(&new, &path)?;
         sync_directory(directory)
     }
-}
-
-/// Positions that outlive the store.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Marks {
-    /// Everything up to here is committed; never read again.
-    pub(super) acked: Position,
-    /// Everything that may have reached a collector is at most this.
-    pub(super) sent: Position,
-    /// Everything up to here was durable; fewer at open means loss.
-    pub(super) durable: Position,
-}
-
-const SLOT_BYTES: usize = 512;
-
-/// The file `marks`: two slots of text written in turn, so that a torn write leaves the other one.
-/// The blocks are allocated once, so it can be written on a full disk.
-#[derive(Debug)]
-pub(super) struct MarksFile {
-    file: File,
-    counter: u64,
-}
-
-impl MarksFile {
-    /// Opens or makes the file and returns the newest sound marks, if there are any.
-    pub(super) fn open(directory: &Path) -> io::Result<(Self, Option<Marks>)> {
-        let path = directory.join("marks");
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        let newest = bytes
-            .chunks(SLOT_BYTES)
-            .filter_map(parse_slot)
-            .max_by_key(|slot| slot.0);
-        if bytes.len() < 2 * SLOT_BYTES {
-            file.write_all_at(&[b' '; 2 * SLOT_BYTES][bytes.len()..], bytes.len() as u64)?;
-            file.sync_all()?;
-            sync_parent(&path)?;
-        }
-        let counter = newest.map_or(0, |slot| slot.0);
-        Ok((Self { file, counter }, newest.map(|slot| slot.1)))
-    }
-
-    /// Writes `marks` durably.
-    pub(super) fn write(&mut self, marks: Marks) -> io::Result<()> {
-        self.counter += 1;
-        let Marks {
-            acked,
-            sent,
-            durable,
-        } = marks;
-        let text = format!(
-            "{} acked {acked} sent {sent} durable {durable}",
-            self.counter
-        );
-        let crc = crc32fast::hash(text.as_bytes());
-        let mut slot = format!("{text} crc {crc:08x}").into_bytes();
-        slot.resize(SLOT_BYTES - 1, b' ');
-        slot.push(b'\n');
-        let offset = (self.counter % 2) * SLOT_BYTES as u64;
-        self.file.write_all_at(&slot, offset)?;
-        self.file.sync_data()
-    }
-}
-
-fn parse_slot(slot: &[u8]) -> Option<(u64, Marks)> {
-    let line = std::str::from_utf8(slot).ok()?.trim();
-    let (text, crc) = line.split_once(" crc ")?;
-    if u32::from_str_radix(crc, 16).ok()? != crc32fast::hash(text.as_bytes()) {
-        return None;
-    }
-    let words: Vec<&str> = text.split(' ').collect();
-    let &[counter, "acked", acked, "sent", sent, "durable", durable] = words.as_slice() else {
-        return None;
-    };
-    let marks = Marks {
-        acked: acked.parse().ok()?,
-        sent: sent.parse().ok()?,
-        durable: durable.parse().ok()?,
-    };
-    Some((counter.parse().ok()?, marks))
 }
 
 /// A file that only takes room, so that there is some to give back when the disk is full.
@@ -294,30 +226,6 @@ impl Reserve {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn torn_mark_leaves_the_one_before() {
-        let directory = tempfile::tempdir().unwrap();
-        let (mut file, marks) = MarksFile::open(directory.path()).unwrap();
-        assert_eq!(marks, None);
-        let first = Marks {
-            acked: 1,
-            sent: 2,
-            durable: 3,
-        };
-        let second = Marks {
-            acked: 4,
-            sent: 5,
-            durable: 6,
-        };
-        file.write(first).unwrap();
-        file.write(second).unwrap();
-        assert_eq!(MarksFile::open(directory.path()).unwrap().1, Some(second));
-        file.file.write_all_at(b"XX", 0).unwrap();
-        assert_eq!(MarksFile::open(directory.path()).unwrap().1, Some(first));
-        file.file.write_all_at(b"XX", 512).unwrap();
-        assert_eq!(MarksFile::open(directory.path()).unwrap().1, None);
-    }
 
     #[test]
     fn second_process_cannot_take_the_lock() {

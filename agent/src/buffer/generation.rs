@@ -8,6 +8,7 @@
 use std::any::Any;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -104,6 +105,8 @@ pub(super) struct Generation {
     /// Taken out at drop, on a thread of its own: a store that failed can hang there.
     db: Option<sled::Db>,
     sync: File,
+    /// Bytes of the files around the log, as they were at open.
+    around_bytes: u64,
     disk_bytes: AtomicU64,
 }
 
@@ -122,13 +125,13 @@ impl Generation {
         Ok(generation)
     }
 
-    /// Opens an existing generation. When that fails the store's snapshot is moved aside once: the
-    /// log alone holds everything.
+    /// Opens an existing generation. When that fails the store's snapshot and settings are moved aside
+    /// once: the log alone holds everything, and the settings are always the same.
     pub(super) fn open(parent: &Path, start: Position) -> Result<Self, StoreError> {
         let path = directory(parent, start);
         match Self::open_at(path.clone(), start) {
-            Err(error) if !error.is_transient() && set_snapshots_aside(&path)? => {
-                tracing::warn!(start, %error, "a generation is opened again without its snapshot");
+            Err(error) if !error.is_transient() && set_aside_all_but_the_log(&path)? => {
+                tracing::warn!(start, %error, "a generation is opened again from its log alone");
                 Self::open_at(path, start)
             }
             other => other,
@@ -148,13 +151,15 @@ impl Generation {
             }
         };
         let sync = File::open(path.join("db"))?;
-        let disk_bytes = AtomicU64::new(files::disk_bytes(&path));
+        let disk_bytes = files::disk_bytes(&path);
+        let around_bytes = disk_bytes.saturating_sub(sync.metadata()?.blocks() * 512);
         Ok(Self {
             start,
             path,
             db: Some(db),
             sync,
-            disk_bytes,
+            around_bytes,
+            disk_bytes: AtomicU64::new(disk_bytes),
         })
     }
 
@@ -204,9 +209,7 @@ impl Generation {
     }
 
     fn measure(&self) -> Result<(), StoreError> {
-        use std::os::unix::fs::MetadataExt;
-        const AROUND_THE_LOG: u64 = 64 * 1024;
-        let bytes = self.sync.metadata()?.blocks() * 512 + AROUND_THE_LOG;
+        let bytes = self.sync.metadata()?.blocks() * 512 + self.around_bytes;
         self.disk_bytes.store(bytes, Ordering::Relaxed);
         Ok(())
     }
@@ -339,12 +342,12 @@ pub(super) fn directory(parent: &Path, start: Position) -> PathBuf {
     parent.join(format!("{start:020}"))
 }
 
-fn set_snapshots_aside(path: &Path) -> io::Result<bool> {
+fn set_aside_all_but_the_log(path: &Path) -> io::Result<bool> {
     let mut found = false;
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with("snap.") {
+        if name.starts_with("snap.") || name == "conf" {
             fs::rename(entry.path(), path.join(format!("damaged-{name}")))?;
             found = true;
         }
@@ -426,8 +429,8 @@ pub struct Batch {
     pub count: u32,
     /// The records.
     pub body: Vec<u8>,
-    /// How many of them were damaged and are nil.
-    pub damaged: u32,
+    /// Positions of those that were damaged and are nil.
+    pub damaged: Vec<Position>,
 }
 
 impl Batch {
@@ -437,7 +440,7 @@ impl Batch {
             first,
             count: 0,
             body: Vec::new(),
-            damaged: 0,
+            damaged: Vec::new(),
         }
     }
 
@@ -463,10 +466,11 @@ impl Batch {
 
     fn damaged_until(&mut self, position: Position, limits: Limits) -> bool {
         while self.next() < position {
+            let damaged = self.next();
             if !self.push(&[DAMAGED], limits) {
                 return false;
             }
-            self.damaged += 1;
+            self.damaged.push(damaged);
         }
         true
     }

@@ -27,6 +27,8 @@ mod chunk;
 mod epochs;
 mod files;
 mod generation;
+mod marks;
+mod reader;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -41,16 +43,18 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::config::BufferConfig;
-use crate::metrics::{EPOCHS_OPENED, EVENTS_ACKNOWLEDGED, EVENTS_LOST, GENERATIONS_QUARANTINED};
+use crate::metrics::{EPOCHS_OPENED, EVENTS_ACKNOWLEDGED};
 
 pub use appender::{AppendError, Appender};
 pub use chunk::{Position, RECORD_BYTES_MAX};
 pub use epochs::Stretch;
 pub use generation::{Batch, Limits};
+pub use reader::ReadError;
 
 use epochs::Epochs;
-use files::{Identity, Marks, MarksFile};
-use generation::{Generation, StoreError};
+use files::Identity;
+use generation::Generation;
+use marks::{Marks, MarksFile};
 
 /// Why a buffer cannot be opened. Nothing was changed, or it was changed so that opening again works.
 #[derive(Debug, thiserror::Error)]
@@ -87,16 +91,6 @@ pub enum OpenError {
     },
 }
 
-/// Why events cannot be read now. Worth a retry after a moment.
-#[derive(Debug, thiserror::Error)]
-#[error("buffer cannot be read at position `{position}`: {message}")]
-pub struct ReadError {
-    /// First position wanted.
-    pub position: Position,
-    /// What failed.
-    pub message: String,
-}
-
 /// A handle on the buffer; clones are the same buffer.
 #[derive(Debug, Clone)]
 pub struct Buffer {
@@ -109,6 +103,8 @@ struct Shared {
     clock: SharedClock,
     durable: watch::Sender<Position>,
     state: Mutex<State>,
+    /// Held while a generation is opened for reading; never taken under `state`.
+    opening: Mutex<()>,
     /// Held while marks are written, so that they reach the disk in order; never taken under `state`.
     marks: Mutex<MarksFile>,
     _lock: fs::File,
@@ -130,8 +126,16 @@ struct State {
     sent: Position,
     /// Every generation on disk by its first position; the last is the one being written.
     generations: BTreeMap<Position, Slot>,
-    /// Bytes in `quarantine/`.
-    quarantine_bytes: u64,
+    /// Drained generations that still take their bytes of the disk.
+    leaving: BTreeMap<Position, u64>,
+    /// Bytes of everything else below the directory, the reserve excepted, when last measured.
+    around_bytes: u64,
+    /// What was durable at open; marks never fall behind it.
+    durable_floor: Position,
+    /// Damaged events up to here are counted.
+    damage_counted: Position,
+    /// A generation could not be opened for want of room: the reserve is for that.
+    wants_room: bool,
     /// A generation being written that cannot be read; the appender turns to a new one.
     tail_damaged: bool,
     /// Generations that are read in part; once drained they go to `quarantine/`.
@@ -235,7 +239,11 @@ impl Buffer {
             acked: marks.acked,
             sent: marks.sent,
             generations,
-            quarantine_bytes: files::disk_bytes(&directory.join("quarantine")),
+            leaving: BTreeMap::new(),
+            around_bytes: files::disk_bytes_around(&directory),
+            durable_floor: marks.durable,
+            damage_counted: 0,
+            wants_room: false,
             tail_damaged: false,
             damaged: BTreeSet::new(),
             refusal: None,
@@ -247,6 +255,7 @@ impl Buffer {
                 clock,
                 durable: watch::Sender::new(0),
                 state: Mutex::new(state),
+                opening: Mutex::default(),
                 marks: Mutex::new(marks_file),
                 _lock: lock,
             }),
@@ -278,16 +287,24 @@ impl Buffer {
         }
     }
 
-    /// Returns the bytes on disk, without the reserve.
+    /// Returns the bytes on disk, without the reserve: generations as of their last commit, all else
+    /// as last measured.
     pub fn disk_bytes(&self) -> u64 {
         let state = self.shared.state.lock();
         let generations: u64 = state.generations.values().map(Slot::disk_bytes).sum();
-        generations + state.quarantine_bytes
+        generations + state.leaving.values().sum::<u64>() + state.around_bytes
+    }
+
+    /// Measures what lies around the generations.
+    fn measure(&self) {
+        let mut state = self.shared.state.lock();
+        state.around_bytes = files::disk_bytes_around(&self.shared.directory);
     }
 
     /// Returns the number of generations on disk.
     pub fn generations(&self) -> usize {
-        self.shared.state.lock().generations.len()
+        let state = self.shared.state.lock();
+        state.generations.len() + state.leaving.len()
     }
 
     /// Returns when the oldest unacknowledged event was accepted, if there is one. Reads the disk.
@@ -300,176 +317,6 @@ impl Buffer {
         let batch = self.read(head.acked + 1, limits).ok()??;
         // A damaged record has no time; it counts as very old, which is what an operator must see.
         Some(Record::decode(&batch.body).map_or(0, |record| record.received_at))
-    }
-
-    /// Reads durable events from `from` on, all of one epoch; `None` when there are none. Blocks on
-    /// the disk. Opens the generation if needed; one that cannot be opened is set aside, and what
-    /// cannot be read is written off, which shows as a changed [`Head`].
-    ///
-    /// # Errors
-    /// [`ReadError`] when the store fails; the next read works on a fresh one.
-    pub fn read(&self, from: Position, limits: Limits) -> Result<Option<Batch>, ReadError> {
-        let mut batch = Batch::starting(from);
-        loop {
-            let durable = *self.shared.durable.borrow();
-            let Some((generation, end)) = self.generation_at(batch.next(), durable)? else {
-                break;
-            };
-            let outcome = generation.read(&mut batch, end, limits);
-            let complete = match outcome {
-                Ok(complete) => complete,
-                Err(error) => {
-                    self.write_off_damaged(&generation, batch.next(), &error);
-                    return Err(read_error(batch.next(), &error));
-                }
-            };
-            if !complete || batch.count >= limits.events || batch.body.len() as u64 >= limits.bytes
-            {
-                break;
-            }
-            if batch.next() <= end {
-                // The generation ends before its successor begins. What was read goes first.
-                if batch.count > 0 {
-                    break;
-                }
-                let error = StoreError::Incomplete {
-                    position: batch.next(),
-                };
-                self.write_off_damaged(&generation, batch.next(), &error);
-                return Err(read_error(batch.next(), &error));
-            }
-        }
-        if batch.damaged > 0 {
-            tracing::error!(
-                first = batch.first,
-                damaged = batch.damaged,
-                "events in the buffer are damaged"
-            );
-        }
-        Ok((batch.count > 0).then_some(batch))
-    }
-
-    /// Returns the open generation that holds `position` and the last position to read in it.
-    fn generation_at(
-        &self,
-        position: Position,
-        durable: Position,
-    ) -> Result<Option<(Arc<Generation>, Position)>, ReadError> {
-        let mut state = self.shared.state.lock();
-        let head = state.epochs.head();
-        let end = head.through.unwrap_or(durable).min(durable);
-        if position > end || position <= head.after {
-            return Ok(None);
-        }
-        let Some(start) = state
-            .generations
-            .range(..=position)
-            .next_back()
-            .map(|entry| *entry.0)
-        else {
-            let first = state.generations.keys().next().copied();
-            drop(state);
-            if let Some(first) = first {
-                self.lose(position, first - 1);
-            }
-            return Ok(None);
-        };
-        let successor = state
-            .generations
-            .range(position + 1..)
-            .next()
-            .map(|entry| *entry.0);
-        let end = successor.map_or(end, |successor| end.min(successor - 1));
-        if let Some(Slot::Open(generation)) = state.generations.get(&start) {
-            return Ok(Some((generation.clone(), end)));
-        }
-        match Generation::open(&self.generations_directory(), start) {
-            Ok(generation) => {
-                let generation = Arc::new(generation);
-                state
-                    .generations
-                    .insert(start, Slot::Open(generation.clone()));
-                Ok(Some((generation, end)))
-            }
-            Err(error) if error.is_transient() => Err(read_error(position, &error)),
-            Err(error) => {
-                drop(state);
-                tracing::error!(start, %error, "a generation cannot be opened");
-                let last = successor.map_or(durable, |successor| successor - 1);
-                self.quarantine(start);
-                self.lose(position, last);
-                Ok(None)
-            }
-        }
-    }
-
-    /// Writes off what cannot be read of a generation. What lies before may be in flight and is read
-    /// again after a failed session, so the generation stays until it is drained. The one being
-    /// written is first left by the appender.
-    fn write_off_damaged(
-        &self,
-        generation: &Arc<Generation>,
-        position: Position,
-        error: &StoreError,
-    ) {
-        let start = generation.start();
-        let mut state = self.shared.state.lock();
-        let successor = state.generations.range(start + 1..).next();
-        let Some(successor) = successor.map(|entry| *entry.0) else {
-            state.tail_damaged = true;
-            return;
-        };
-        state.damaged.insert(start);
-        drop(state);
-        tracing::error!(start, %error, "a generation cannot be read to its end");
-        self.lose(position, successor - 1);
-    }
-
-    /// Moves a generation to `quarantine/`.
-    fn quarantine(&self, start: Position) {
-        let mut state = self.shared.state.lock();
-        if let Some(slot) = state.generations.remove(&start) {
-            state.quarantine_bytes += slot.disk_bytes();
-        }
-        drop(state);
-        let from = generation::directory(&self.generations_directory(), start);
-        let quarantine = self.shared.directory.join("quarantine");
-        let moved = (0..)
-            .map(|number| quarantine.join(format!("{start:020}-{number}")))
-            .find(|path| !path.exists())
-            .map(|to| {
-                fs::rename(&from, to)?;
-                files::sync_directory(&quarantine)?;
-                files::sync_parent(&from)
-            });
-        counter!(GENERATIONS_QUARANTINED).increment(1);
-        match moved {
-            Some(Err(error)) => {
-                tracing::error!(start, %error, "a damaged generation cannot be moved to quarantine/");
-            }
-            _ => tracing::error!(start, "a damaged generation is set aside in quarantine/"),
-        }
-    }
-
-    /// Writes the positions `first..=last` off and lets what follows start a new epoch.
-    fn lose(&self, first: Position, last: Position) {
-        let mut state = self.shared.state.lock();
-        let durable = *self.shared.durable.borrow();
-        let lost = state
-            .epochs
-            .count(first - 1, last.min(durable.max(state.sent)));
-        state.epochs.lose(first, last, now_ms(&self.shared.clock));
-        let acked = state.acked;
-        state.acked = state.epochs.acknowledge(acked);
-        counter!(EVENTS_LOST).increment(lost);
-        counter!(EPOCHS_OPENED).increment(1);
-        tracing::error!(
-            first,
-            last,
-            lost,
-            "positions are lost; what follows starts a new epoch"
-        );
-        self.write_identity(&state);
     }
 
     /// Starts a new epoch for everything unacknowledged: the collector's watermark does not fit this
@@ -518,7 +365,7 @@ impl Buffer {
             Marks {
                 acked: state.acked,
                 sent: state.sent.max(sent),
-                durable: *self.shared.durable.borrow(),
+                durable: state.durable_floor.max(*self.shared.durable.borrow()),
             }
         };
         file.write(marks)
@@ -528,7 +375,7 @@ impl Buffer {
     /// being written excepted. Blocks on the disk when a generation goes.
     pub fn acknowledge(&self, position: Position) {
         let durable = *self.shared.durable.borrow();
-        let drained: Vec<(Position, Slot)> = {
+        let drained: Vec<Position> = {
             let mut state = self.shared.state.lock();
             let before = state.acked;
             let position = position.min(durable).max(before);
@@ -537,28 +384,23 @@ impl Buffer {
             let acked = state.acked;
             let starts: Vec<Position> = state.generations.keys().copied().collect();
             let drained = starts.windows(2).take_while(|pair| pair[1] <= acked + 1);
-            let drained: Vec<Position> = drained.map(|pair| pair[0]).collect();
-            drained
-                .into_iter()
-                .filter_map(|start| Some((start, state.generations.remove(&start)?)))
-                .collect()
+            drained.map(|pair| pair[0]).collect()
         };
         if drained.is_empty() {
             return;
         }
         // First the mark: a generation missing below it is drained, not lost.
         if let Err(error) = self.write_marks(0) {
-            tracing::warn!(%error, "marks cannot be written; drained generations stay until the next ack");
-            self.shared.state.lock().generations.extend(drained);
-            return;
+            return tracing::warn!(%error, "marks cannot be written; drained generations stay until the next ack");
         }
-        for (start, slot) in drained {
+        for start in drained {
             let mut state = self.shared.state.lock();
             if state.damaged.remove(&start) {
-                state.generations.insert(start, slot);
                 drop(state);
                 self.quarantine(start);
-            } else {
+            } else if let Some(slot) = state.generations.remove(&start) {
+                // Counted until it is gone (D-3).
+                state.leaving.insert(start, slot.disk_bytes());
                 drop(state);
                 drop(slot);
                 self.delete_generation(start);
@@ -568,20 +410,24 @@ impl Buffer {
 
     fn delete_generation(&self, start: Position) {
         let path = generation::directory(&self.generations_directory(), start);
-        if let Err(error) = fs::remove_dir_all(&path) {
-            tracing::warn!(start, %error, "a drained generation cannot be deleted; the next start tries again");
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(start, %error, "a drained generation cannot be deleted yet");
+            }
+            _ => drop(self.shared.state.lock().leaving.remove(&start)),
+        }
+    }
+
+    /// Deletes what could not be deleted before.
+    fn delete_leftovers(&self) {
+        let leaving: Vec<Position> = self.shared.state.lock().leaving.keys().copied().collect();
+        for start in leaving {
+            self.delete_generation(start);
         }
     }
 
     fn generations_directory(&self) -> PathBuf {
         self.shared.directory.join("generations")
-    }
-}
-
-fn read_error(position: Position, error: &StoreError) -> ReadError {
-    ReadError {
-        position,
-        message: error.to_string(),
     }
 }
 
