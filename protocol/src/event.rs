@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use crate::head::{self, Fields, Verdict};
 use crate::record::Record;
 use crate::timestamp;
 
@@ -162,69 +163,17 @@ impl Event {
         let Value::Object(mut object) = value else {
             return Err(invalid(Failure::PayloadFormat, "$", "is not a JSON object"));
         };
+        let Verdict {
+            event_type,
+            original_timestamp,
+        } = head::judge(&Fields::of(&object), path_type)?;
         // The hash must not change when a retry refreshes `sentAt`.
         let own_sent_at = object.remove("sentAt");
         let payload_sha256 = payload_hash(&object);
-
-        let event_type = match path_type {
-            Some(kind) => kind,
-            None => object
-                .get("type")
-                .and_then(Value::as_str)
-                .and_then(EventType::parse)
-                .ok_or_else(|| {
-                    invalid(
-                        Failure::Protocol,
-                        "$.type",
-                        "is missing or not a known type",
-                    )
-                })?,
-        };
-        let message_id = text(&object, "messageId");
-        if message_id
-            .as_ref()
-            .is_some_and(|id| id.chars().count() > MESSAGE_ID_CHARS_MAX)
-        {
-            return Err(invalid(
-                Failure::Protocol,
-                "$.messageId",
-                "is longer than 100 characters",
-            ));
-        }
-        let user_id = text(&object, "userId");
-        let anonymous_id = text(&object, "anonymousId");
-        if user_id.is_none() && anonymous_id.is_none() && event_type != EventType::Alias {
-            return Err(invalid(
-                Failure::IdentityMissing,
-                "$.userId",
-                "and `anonymousId` are both missing",
-            ));
-        }
         let name = match event_type {
-            EventType::Track => Some(
-                text(&object, "event")
-                    .ok_or_else(|| invalid(Failure::SchemaViolation, "$.event", "is missing"))?,
-            ),
+            EventType::Track => text(&object, "event"),
             EventType::Page | EventType::Screen => text(&object, "name"),
             _ => None,
-        };
-        let time_key = if present(&object, "originalTimestamp") {
-            "originalTimestamp"
-        } else {
-            "timestamp"
-        };
-        let original_timestamp = match object.get(time_key) {
-            None | Some(Value::Null) => None,
-            Some(value) => {
-                let parsed = value.as_str().and_then(timestamp::parse);
-                Some(parsed.ok_or_else(|| {
-                    invalid(
-                        Failure::TimeInvalid,
-                        "$.timestamp",
-                        "is not an ISO-8601 time",
-                    )
-                })?)
-            }
         };
         // A `sentAt` that cannot be read only loses the skew correction.
         let sent_at = own_sent_at
@@ -232,9 +181,12 @@ impl Event {
             .and_then(Value::as_str)
             .or(batch_sent_at)
             .and_then(timestamp::parse);
-        let properties = map(&mut object, "properties", "$.properties")?.unwrap_or_default();
-        let context = map(&mut object, "context", "$.context")?.unwrap_or_default();
-        let traits = map(&mut object, "traits", "$.traits")?;
+        let properties = map(&mut object, "properties").unwrap_or_default();
+        let context = map(&mut object, "context").unwrap_or_default();
+        let traits = map(&mut object, "traits");
+        let message_id = text(&object, "messageId");
+        let user_id = text(&object, "userId");
+        let anonymous_id = text(&object, "anonymousId");
         let group_id = text(&object, "groupId");
         let previous_id = text(&object, "previousId");
         let id_from_server = message_id.is_none();
@@ -266,10 +218,6 @@ fn invalid(failure: Failure, path: &'static str, message: &'static str) -> Inval
     }
 }
 
-fn present(object: &Map<String, Value>, key: &str) -> bool {
-    object.get(key).is_some_and(|value| !value.is_null())
-}
-
 /// Returns a field as text: numbers as digits (some clients send numeric ids), null and blank as
 /// missing.
 fn text(object: &Map<String, Value>, key: &str) -> Option<String> {
@@ -280,15 +228,10 @@ fn text(object: &Map<String, Value>, key: &str) -> Option<String> {
     }
 }
 
-fn map(
-    object: &mut Map<String, Value>,
-    key: &str,
-    path: &'static str,
-) -> Result<Option<Map<String, Value>>, Invalid> {
-    match object.remove(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Object(map)) => Ok(Some(map)),
-        Some(_) => Err(invalid(Failure::SchemaViolation, path, "is not an object")),
+fn map(object: &mut Map<String, Value>, key: &str) -> Option<Map<String, Value>> {
+    match object.remove(key)? {
+        Value::Object(map) => Some(map),
+        _ => None,
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Bytes become values and values become bytes; nothing here does IO, knows a socket, a disk or a
 //! table. An event passes twice: as a [`Record`] (what the agent accepted, body untouched) it is
-//! stored, batched and shipped; as an [`Event`] (parsed and validated) it is checked by the agent's
-//! front and staged by the collector.
+//! stored, batched and shipped; as an [`Event`] (parsed and validated) it is staged by the collector. The
+//! agent's front reads no more than its [`Head`].
 //!
 //! ```text
 //! session stream   agent → collector   frame(Hello)
@@ -16,12 +16,14 @@
 pub mod batch;
 pub mod event;
 pub mod frame;
+mod head;
 mod id;
 mod record;
 pub mod timestamp;
 
 pub use event::{Event, EventType, Failure, Invalid};
 pub use frame::{BatchHeader, BatchReply, Codec, Hello, HelloReply, Limits, Welcome};
+pub use head::Head;
 pub use id::{AgentId, AgentIdError, Epoch, Sequence};
 pub use record::{Record, SourceKind};
 

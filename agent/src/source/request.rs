@@ -11,8 +11,7 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use headwater_protocol::Record;
-use headwater_protocol::event::{Event, EventType};
+use headwater_protocol::{EventType, Head, Record};
 use headwater_service::clock::Micros;
 use serde::Deserialize;
 use serde_bytes::ByteBuf;
@@ -281,11 +280,13 @@ impl Preparation<'_> {
         } else {
             event
         };
-        if kept.len() == event.len()
-            && let Err(invalid) = Event::parse(event, kind, sent_at)
-        {
-            let rejected = Rejected::new(index, message_id(event), &invalid);
-            self.rejected.push(rejected);
+        if kept.len() == event.len() {
+            let head = Head::of(event, kind);
+            if let Some(invalid) = head.invalid {
+                let message_id = head.message_id.map(|id| cut(&id, 400).to_owned());
+                self.rejected
+                    .push(Rejected::new(index, message_id, &invalid));
+            }
         }
         self.records
             .push(self.facts.record(self.key, kind, sent_at, kept));
