@@ -15,10 +15,45 @@ use metrics::{counter, histogram};
 use tokio::sync::oneshot;
 
 use crate::buffer::{AppendError, Appender};
+use crate::config::BufferConfig;
 use crate::metrics::{APPENDS_REFUSED, COMMIT_SECONDS, COMMITS};
 use crate::reload::Settings;
 
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the thread writes to: the buffer's [`Appender`], or what a bench holds against it.
+pub trait Append: Send + 'static {
+    /// Makes `records` durable, in order. Blocks on the disk.
+    ///
+    /// # Errors
+    /// See [`AppendError`]; none of the records is promised then.
+    fn append(&mut self, records: &[&[u8]]) -> Result<(), AppendError>;
+
+    /// Does what is due about once a second, under the settings as they are now.
+    fn maintain(&mut self, _settings: &BufferConfig) {}
+
+    /// Ends it, after the last append.
+    fn close(self)
+    where
+        Self: Sized,
+    {
+    }
+}
+
+impl Append for Appender {
+    fn append(&mut self, records: &[&[u8]]) -> Result<(), AppendError> {
+        Self::append(self, records)
+    }
+
+    fn maintain(&mut self, settings: &BufferConfig) {
+        self.configure(settings);
+        Self::maintain(self);
+    }
+
+    fn close(self) {
+        Self::close(self);
+    }
+}
 
 struct Request {
     records: Vec<Vec<u8>>,
@@ -40,7 +75,7 @@ impl Sequencer {
     /// # Errors
     /// Fails when the operating system gives no thread.
     pub fn start(
-        appender: Appender,
+        appender: impl Append,
         settings: Settings,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (queue, requests) = sync_channel(settings.now().buffer.queue_requests_max);
@@ -104,8 +139,8 @@ impl Sequencer {
     }
 }
 
-struct Worker {
-    appender: Appender,
+struct Worker<A> {
+    appender: A,
     requests: Receiver<Request>,
     queued_bytes: Arc<AtomicU64>,
     settings: Settings,
@@ -113,7 +148,7 @@ struct Worker {
     busy: bool,
 }
 
-impl Worker {
+impl<A: Append> Worker<A> {
     fn run(mut self) {
         let mut maintained = Instant::now();
         loop {
@@ -123,8 +158,7 @@ impl Worker {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             if maintained.elapsed() >= MAINTENANCE_INTERVAL {
-                self.appender.configure(&self.settings.now().buffer);
-                self.appender.maintain();
+                self.appender.maintain(&self.settings.now().buffer);
                 maintained = Instant::now();
             }
         }
