@@ -12,6 +12,7 @@
 
 pub mod batcher;
 pub mod buffer;
+pub mod commands;
 pub mod config;
 pub mod metrics;
 pub mod reload;

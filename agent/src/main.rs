@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use headwater_agent::commands::Command;
 use headwater_agent::{Config, StartError};
 use headwater_service::cli::{self, CommonArgs, EXIT_CONFIG, EXIT_FAILED, EXIT_OK};
 use headwater_service::clock::SystemClock;
@@ -12,23 +13,70 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Takes events from analytics SDKs, makes them durable and ships them to the collector
 #[derive(Debug, Parser)]
-#[command(
-    version,
-    after_help = "Examples:
-  headwater-agent --config agent.toml
-  headwater-agent --config agent.toml --check-config
-  HEADWATER__HTTP__LISTEN=0.0.0.0:7070 headwater-agent --config agent.toml
-
-Send an event:
-  curl -u WRITE_KEY: http://127.0.0.1:7070/v1/track \\
-    -d '{\"userId\":\"u1\",\"event\":\"Conversation Started\"}'
-
-Exit codes: 0 stopped as asked, 1 failed while running, 2 configuration cannot be used"
-)]
+#[command(version, long_about = ABOUT, after_help = SHORT_HELP, after_long_help = LONG_HELP)]
 struct Args {
     #[command(flatten)]
     common: CommonArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
 }
+
+const ABOUT: &str = "\
+Takes events from analytics SDKs over HTTP, makes them durable on this host's disk, ships them to the
+collector over QUIC, and forgets them only after the collector has committed them to the tables.
+
+An event that was answered with 200 is never lost: not when the agent is killed, not when the
+collector is away for a week, not when the disk is full. Without a command the agent runs.";
+
+const SHORT_HELP: &str = "\
+Examples:
+  headwater-agent --config agent.toml
+  headwater-agent --config agent.toml --check-config
+  headwater-agent status --config agent.toml
+
+`--help` tells about files, signals, the environment and exit codes";
+
+const LONG_HELP: &str = "\
+Examples:
+  headwater-agent --config agent.toml
+      Run. Stop with SIGTERM.
+  headwater-agent --config agent.toml --check-config
+      Check the file without starting.
+  HEADWATER__HTTP__LISTEN=0.0.0.0:7070 headwater-agent --config agent.toml
+      Run with one setting changed.
+  curl -u WRITE_KEY: http://127.0.0.1:7070/v1/track -d '{\"userId\":\"u1\",\"event\":\"Conversation Started\"}'
+      Send an event.
+  headwater-agent status --config agent.toml
+      Ask whether events come in and leave the host.
+
+Files:
+  /etc/headwater/agent.toml
+      The configuration in the systemd unit; deploy/config/agent.toml shows every key.
+  BUFFER/generations/, BUFFER/marks, BUFFER/buffer.json
+      What is accepted and not yet acknowledged (buffer.directory). Never edit or copy it while the
+      agent runs.
+  BUFFER/quarantine/
+      What could not be read and was set aside. Look at it with `export --quarantine`, then delete it.
+
+Environment:
+  HEADWATER__SECTION__KEY   overrides section.key of the file, for example HEADWATER__LOG__LEVEL
+  TMPDIR                    where inspect, fsck and export put their copy of a generation
+  NOTIFY_SOCKET, WATCHDOG_USEC
+                            set by systemd (Type=notify, WatchdogSec)
+
+Signals:
+  SIGTERM, SIGINT   stop within 5 s; what is not acknowledged stays in the buffer. A second one ends
+                    the process at once, which loses nothing either.
+  SIGHUP            read the configuration again. What needs a restart is named in the log; a file
+                    that cannot be used changes nothing.
+
+Exit codes:
+  0   stopped as asked; the command found what it looked for
+  1   failed while running; not ready (status); damaged (fsck)
+  2   the arguments or the configuration cannot be used; the command cannot tell
+  130 ended by a second signal
+
+See also: docs/agent.md (operation, failure by failure), docs/collector.md";
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -43,6 +91,13 @@ fn main() -> ExitCode {
         println!("configuration is valid");
         return ExitCode::from(EXIT_OK);
     }
+    match args.command {
+        None | Some(Command::Run) => run(config, args.common.config),
+        Some(command) => command.execute(&config),
+    }
+}
+
+fn run(config: Config, path: Option<PathBuf>) -> ExitCode {
     logging::init(&config.log);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -51,13 +106,13 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return cli::fail(EXIT_FAILED, &error),
     };
-    let code = runtime.block_on(run(config, args.common.config));
+    let code = runtime.block_on(serve(config, path));
     // A store that hangs must not hold the process: what was answered is durable.
     runtime.shutdown_background();
     code
 }
 
-async fn run(config: Config, path: Option<PathBuf>) -> ExitCode {
+async fn serve(config: Config, path: Option<PathBuf>) -> ExitCode {
     let stop = match shutdown::on_signal() {
         Ok(stop) => stop,
         Err(error) => return cli::fail(EXIT_FAILED, &error),

@@ -143,7 +143,12 @@ pub async fn start(
     let reloader = Reloader::new(config, agent_id.clone());
     let settings = reloader.settings();
     let (sequencer, sequencer_thread) = Sequencer::start(appender, settings.clone())?;
-    let status = Arc::new(Status::new(buffer.clone(), clock.clone(), settings.clone()));
+    let status = Arc::new(Status::new(
+        agent_id.clone(),
+        buffer.clone(),
+        clock.clone(),
+        settings.clone(),
+    ));
     let shipper = Shipper {
         buffer: buffer.clone(),
         agent_id: agent_id.clone(),
@@ -184,10 +189,9 @@ impl Parts {
     async fn run(self, stop: CancellationToken) -> Result<(), RunError> {
         let ended = |part, message| Err(RunError::Ended { part, message });
         let admin_stop = CancellationToken::new();
-        let readiness = self.status.clone();
-        let admin = tokio::spawn(admin::serve(
+        let admin = tokio::spawn(serve_admin(
             self.admin_listener,
-            Arc::new(move || readiness.ready()),
+            self.status.clone(),
             admin_stop.clone(),
         ));
         let ager = tokio::spawn(show_age(self.status));
@@ -228,6 +232,20 @@ impl Parts {
     }
 }
 
+async fn serve_admin(
+    listener: TcpListener,
+    status: Arc<Status>,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let (readiness, reported, inspected) = (status.clone(), status.clone(), status);
+    let documents: Vec<(&'static str, admin::Document)> = vec![
+        ("/status", Arc::new(move || reported.report().to_json())),
+        ("/inspect", Arc::new(move || inspected.inspect())),
+    ];
+    let readiness = Arc::new(move || readiness.ready());
+    admin::serve_with(listener, readiness, documents, stop).await
+}
+
 #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
 async fn show_age(status: Arc<Status>) {
     let mut ticks = tokio::time::interval(Duration::from_secs(2));
@@ -235,7 +253,7 @@ async fn show_age(status: Arc<Status>) {
     loop {
         ticks.tick().await;
         let status = status.clone();
-        if let Ok(age) = tokio::task::spawn_blocking(move || status.oldest_age_s()).await {
+        if let Ok(age) = tokio::task::spawn_blocking(move || status.observe()).await {
             metrics::gauge!(OLDEST_AGE_SECONDS).set(age as f64);
         }
     }

@@ -1,6 +1,6 @@
 //! Timestamps as clients write them.
 
-use chrono::{DateTime, NaiveDateTime};
+use chrono::{DateTime, NaiveDateTime, SecondsFormat};
 
 /// Reads an ISO-8601 timestamp (`2026-11-20T10:00:00.123Z`, offset or none, `T` or a space) and
 /// returns microseconds since the Unix epoch. Without an offset it is UTC. `None` when it is no
@@ -20,9 +20,23 @@ pub fn parse(text: &str) -> Option<i64> {
     .map(|time| time.and_utc().timestamp_micros())
 }
 
+/// Writes microseconds since the Unix epoch as ISO-8601 in UTC, `None` when no year can hold them.
+pub fn format(micros: i64) -> Option<String> {
+    let time = DateTime::from_timestamp_micros(micros)?;
+    Some(time.to_rfc3339_opts(SecondsFormat::Micros, true))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{format, parse};
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let text = format(1_770_000_000_123_456).unwrap();
+        assert_eq!(text, "2026-02-02T02:40:00.123456Z");
+        assert_eq!(parse(&text), Some(1_770_000_000_123_456));
+        assert_eq!(format(i64::MAX), None);
+    }
 
     #[test]
     fn forms_that_clients_send_are_read() {

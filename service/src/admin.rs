@@ -1,5 +1,5 @@
-//! The admin endpoint: `/metrics` (Prometheus), `/healthz` (the process runs) and `/readyz` (it does
-//! its work).
+//! The admin endpoint: `/metrics` (Prometheus), `/healthz` (the process runs), `/readyz` (it does its
+//! work) and what else a program tells about itself as JSON.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -15,6 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Says whether a program does its work: `Ok`, or the reason why not as one line.
 pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// Returns a JSON document about the program. May block.
+pub type Document = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// Why the admin endpoint cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -73,11 +76,27 @@ pub async fn serve(
     readiness: Readiness,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
-    let router = Router::new()
+    serve_with(listener, readiness, Vec::new(), stop).await
+}
+
+/// As [`serve`], with a document under each of these paths.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_with(
+    listener: TcpListener,
+    readiness: Readiness,
+    documents: Vec<(&'static str, Document)>,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let mut router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(readiness);
+    for (path, document) in documents {
+        router = router.route(path, get(move || show(document.clone())));
+    }
     axum::serve(listener, router)
         .with_graceful_shutdown(stop.cancelled_owned())
         .await
@@ -89,8 +108,34 @@ async fn metrics() -> impl IntoResponse {
 }
 
 async fn ready(State(readiness): State<Readiness>) -> impl IntoResponse {
-    match readiness() {
+    // On a thread that may block: readiness may have to ask the disk.
+    let told = tokio::task::spawn_blocking(move || readiness()).await;
+    match told.unwrap_or_else(|_| Err("readiness cannot be told; see the log".to_owned())) {
         Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }
+}
+
+async fn show(document: Document) -> impl IntoResponse {
+    let shown = tokio::task::spawn_blocking(move || document()).await;
+    let (status, text) = match shown {
+        Ok(text) => (StatusCode::OK, text),
+        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "{}".to_owned()),
+    };
+    (status, [(header::CONTENT_TYPE, "application/json")], text)
+}
+
+/// Returns the series of a metric as `/metrics` shows them now: labels as text (`reason="full"`, or
+/// nothing) and value.
+pub fn samples(name: &str) -> Vec<(String, f64)> {
+    let text = recorder().map(PrometheusHandle::render).unwrap_or_default();
+    let series = |line: &str| {
+        let rest = line.strip_prefix(name)?;
+        let (labels, value) = match rest.strip_prefix('{') {
+            Some(rest) => rest.rsplit_once("} ")?,
+            None => ("", rest.strip_prefix(' ')?),
+        };
+        Some((labels.to_owned(), value.trim().parse().ok()?))
+    };
+    text.lines().filter_map(series).collect()
 }

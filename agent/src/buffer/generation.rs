@@ -8,6 +8,7 @@
 use std::any::Any;
 use std::fs::{self, File};
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -277,6 +278,34 @@ impl Generation {
         })
     }
 
+    /// Calls `visit` with every key and value, in order, until it breaks.
+    pub(super) fn scan(
+        &self,
+        mut visit: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        guarded(|| {
+            for entry in self.db().iter() {
+                let (key, value) = entry?;
+                if visit(&key, &value).is_break() {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Closes the store and waits for it, which a store that failed may never end.
+    pub(super) fn close(mut self) {
+        let db = self.db.take();
+        let closed = guarded(|| {
+            drop(db);
+            Ok(())
+        });
+        if let Err(error) = closed {
+            tracing::warn!(%error, "a store did not close cleanly");
+        }
+    }
+
     #[expect(clippy::too_many_arguments, reason = "one step of the loop above")]
     fn add(
         &self,
@@ -319,7 +348,7 @@ impl Generation {
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        let db = self.db.take();
+        let Some(db) = self.db.take() else { return };
         let dropped = std::thread::Builder::new()
             .name("store-close".to_owned())
             .spawn(move || {
@@ -379,14 +408,14 @@ impl Transaction<'_> {
 
 /// The record that is being put together from its pieces.
 #[derive(Default)]
-struct Pieces {
+pub(super) struct Pieces {
     bytes: Vec<u8>,
     next: u16,
 }
 
 impl Pieces {
     /// Returns true when the record is complete.
-    fn add(&mut self, piece: u16, total: u16, bytes: &[u8]) -> bool {
+    pub(super) fn add(&mut self, piece: u16, total: u16, bytes: &[u8]) -> bool {
         if piece == 0 {
             self.bytes.clear();
             self.next = 0;
@@ -400,12 +429,12 @@ impl Pieces {
         self.next == total
     }
 
-    fn spoil(&mut self) {
+    pub(super) fn spoil(&mut self) {
         self.bytes.clear();
         self.next = u16::MAX;
     }
 
-    fn take(&mut self) -> Vec<u8> {
+    pub(super) fn take(&mut self) -> Vec<u8> {
         self.next = 0;
         std::mem::take(&mut self.bytes)
     }

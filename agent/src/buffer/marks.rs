@@ -53,22 +53,14 @@ impl MarksFile {
             .open(&path)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        let newest = bytes
-            .chunks(SLOT_BYTES)
-            .filter_map(parse_slot)
-            .max_by_key(|slot| slot.0);
-        let durable = bytes.get(DURABLE_OFFSET..).and_then(parse_durable);
+        let newest = newest(&bytes);
         if bytes.len() < FILE_BYTES {
             file.write_all_at(&[b' '; FILE_BYTES][bytes.len()..], bytes.len() as u64)?;
             file.sync_all()?;
             sync_parent(&path)?;
         }
-        let counter = newest.map_or(0, |slot| slot.0);
-        let marks = newest.map(|(_, marks)| Marks {
-            durable: marks.durable.max(durable.unwrap_or(0)),
-            ..marks
-        });
-        Ok((Self { file, counter }, marks))
+        let counter = newest.map_or(0, |newest| newest.0);
+        Ok((Self { file, counter }, newest.map(|newest| newest.1)))
     }
 
     /// Writes `marks` durably.
@@ -92,6 +84,25 @@ impl MarksFile {
     pub(super) fn durable_mark(&self) -> io::Result<DurableMark> {
         Ok(DurableMark(self.file.try_clone()?))
     }
+}
+
+impl Marks {
+    /// Reads the newest sound marks of a buffer without changing it.
+    pub(super) fn read(directory: &Path) -> io::Result<Option<Self>> {
+        match std::fs::read(directory.join("marks")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            bytes => Ok(newest(&bytes?).map(|newest| newest.1)),
+        }
+    }
+}
+
+/// Returns the newest sound marks in a file, with their counter.
+fn newest(bytes: &[u8]) -> Option<(u64, Marks)> {
+    let slots = bytes.chunks(SLOT_BYTES).filter_map(parse_slot);
+    let (counter, mut marks) = slots.max_by_key(|slot| slot.0)?;
+    let durable = bytes.get(DURABLE_OFFSET..).and_then(parse_durable);
+    marks.durable = marks.durable.max(durable.unwrap_or(0));
+    Some((counter, marks))
 }
 
 /// Writes the mark that survives a kill. After a power cut it may be older than the synced ones.

@@ -27,8 +27,10 @@ mod chunk;
 mod epochs;
 mod files;
 mod generation;
+mod inspect;
 mod marks;
 mod reader;
+mod stopped;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -49,7 +51,9 @@ pub use appender::{AppendError, Appender};
 pub use chunk::{Position, RECORD_BYTES_MAX};
 pub use epochs::Stretch;
 pub use generation::{Batch, Limits};
+pub use inspect::{Contents, GenerationView, Inspection, Quarantined, SourceView};
 pub use reader::ReadError;
+pub use stopped::{Check, Damage, Stopped, StoppedError};
 
 use epochs::Epochs;
 use files::Identity;

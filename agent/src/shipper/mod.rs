@@ -102,7 +102,7 @@ impl Shipper {
             let started = Instant::now();
             let live = self.settings.now();
             let outcome = self.session(&live, &stop).await;
-            self.status.set_session(false);
+            self.status.set_session(None);
             gauge!(SESSION_OPEN).set(0.0);
             let Err(error) = outcome else { continue };
             if started.elapsed() > SOUND_SESSION {
@@ -138,7 +138,7 @@ impl Shipper {
             () = stop.cancelled() => return Ok(()),
             opened = opening => opened.map_err(|_| SessionError::ConnectTimeout(bound))??,
         };
-        self.status.set_session(true);
+        self.status.set_session(Some(session.collector()));
         gauge!(SESSION_OPEN).set(1.0);
         let outcome = session.run(stop).await;
         // Tells the collector; the wait is short because a dead one does not answer.

@@ -4,6 +4,7 @@
 //! sends the same events again later, anything else ends the session. A batch is read from the buffer
 //! again when it has to be repeated, so that memory does not grow with the batches in flight.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -179,6 +180,11 @@ impl Session {
             resends,
             failures,
         }
+    }
+
+    /// Returns the address of the collector.
+    pub(super) fn collector(&self) -> SocketAddr {
+        self.connection.remote_address()
     }
 
     /// Sends until the session fails, the epoch is drained, the session is too old, or `stop`.

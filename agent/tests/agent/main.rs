@@ -4,6 +4,7 @@
 mod answers;
 mod buffer_model;
 mod collector;
+mod commands;
 mod delivery;
 mod harness;
 mod process;

@@ -1,0 +1,82 @@
+//! `headwater-agent fsck`: is the buffer of a stopped agent whole?
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use headwater_service::cli::{EXIT_FAILED, EXIT_OK};
+
+use super::{Output, count, json, print, unknown};
+use crate::buffer::{Check, Stopped};
+use crate::config::Config;
+
+pub(super) const HELP: &str = "\
+Opens a copy of every generation (in TMPDIR, one at a time), checks the checksum of every value, that
+no position is missing, and what it finds against the marks. The directory is not changed, and there
+is nothing to repair by hand: the next start of the agent sets aside what it cannot read, counts it
+and ships the rest. `export --quarantine` gives what can still be read of it.
+
+Examples:
+  headwater-agent fsck --config /etc/headwater/agent.toml
+
+Exit codes: 0 whole, 1 damaged (the positions are listed), 2 cannot tell (the agent runs, or there is
+no such buffer)";
+
+pub(super) fn execute(config: &Config, output: Output) -> ExitCode {
+    let checked = Stopped::open(&config.buffer.directory).and_then(|stopped| stopped.check());
+    let check = match checked {
+        Ok(check) => check,
+        Err(error) => return unknown(&error),
+    };
+    let text = if output.json {
+        json(&check)
+    } else {
+        text(&check).expect("writing to memory cannot fail")
+    };
+    if let Err(code) = print(&text) {
+        return code;
+    }
+    ExitCode::from(if check.damage.is_empty() {
+        EXIT_OK
+    } else {
+        EXIT_FAILED
+    })
+}
+
+fn text(check: &Check) -> Result<String, std::fmt::Error> {
+    let mut out = String::new();
+    for damage in &check.damage {
+        match damage.positions {
+            None => writeln!(out, "DAMAGED {}", damage.what)?,
+            Some((first, last)) => writeln!(
+                out,
+                "DAMAGED positions {first}..{last} ({} events{}): {}",
+                count(last - first + 1),
+                if damage.acknowledged {
+                    ", acknowledged: nothing is lost"
+                } else {
+                    ""
+                },
+                damage.what
+            )?,
+        }
+    }
+    let verdict = if check.damage.is_empty() {
+        "whole"
+    } else {
+        "damaged; the next start sets aside what it cannot read and ships the rest"
+    };
+    writeln!(
+        out,
+        "{} sound events in {} generations: {verdict}",
+        count(check.events),
+        check.generations
+    )?;
+    if check.quarantined > 0 {
+        writeln!(
+            out,
+            "quarantine/ holds {} from before; see `export --quarantine`",
+            check.quarantined
+        )?;
+    }
+    Ok(out)
+}

@@ -1,0 +1,126 @@
+//! `headwater-agent inspect`: what is buffered, how old, whose, by generation.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use headwater_service::cli::EXIT_OK;
+
+use super::ask::ask;
+use super::{Output, bytes, count, json, print, unknown};
+use crate::buffer::{GenerationView, Inspection, Stopped, StoppedError};
+use crate::config::Config;
+
+pub(super) const HELP: &str = "\
+A running agent is asked through its admin endpoint: it tells positions, events and bytes of every
+generation, and what the events are of those it has open (the oldest and the newest). The directory
+of a stopped agent is read whole and never changed: each generation is copied to TMPDIR and the copy
+is read. Meanwhile no agent can start on it.
+
+Examples:
+  headwater-agent inspect --config /etc/headwater/agent.toml
+  headwater-agent inspect --config /etc/headwater/agent.toml --json | jq '.generations[].sources'
+
+Exit codes: 0 shown, 2 cannot tell (no such buffer, or an agent holds it and does not answer)";
+
+pub(super) fn execute(config: &Config, output: Output) -> ExitCode {
+    let inspection = match Stopped::open(&config.buffer.directory) {
+        Ok(stopped) => stopped.inspect(),
+        Err(StoppedError::InUse(_)) => match ask(config, "/inspect") {
+            Ok(inspection) => Ok(inspection),
+            Err(error) => return unknown(&error),
+        },
+        Err(error) => Err(error),
+    };
+    let inspection = match inspection {
+        Ok(inspection) => inspection,
+        Err(error) => return unknown(&error),
+    };
+    let text = if output.json {
+        json(&inspection)
+    } else {
+        text(&inspection).expect("writing to memory cannot fail")
+    };
+    match print(&text) {
+        Ok(()) => ExitCode::from(EXIT_OK),
+        Err(code) => code,
+    }
+}
+
+fn text(inspection: &Inspection) -> Result<String, std::fmt::Error> {
+    let mut out = String::new();
+    let owner = inspection.agent_id.as_ref().map(ToString::to_string);
+    writeln!(
+        out,
+        "buffer of agent {} ({})",
+        owner
+            .as_deref()
+            .unwrap_or("unknown: buffer.json cannot be read"),
+        if inspection.running {
+            "running"
+        } else {
+            "stopped"
+        }
+    )?;
+    writeln!(
+        out,
+        "  {} events not acknowledged, {} on disk in {} generations",
+        count(inspection.events),
+        bytes(inspection.disk_bytes),
+        inspection.generations.len()
+    )?;
+    writeln!(
+        out,
+        "  positions: acknowledged {}, sent {}, durable {}",
+        inspection.acked, inspection.sent, inspection.durable
+    )?;
+    let age = |time: &Option<String>| time.clone().unwrap_or_else(|| "-".to_owned());
+    writeln!(
+        out,
+        "  received from {} to {}",
+        age(&inspection.oldest_received_at),
+        age(&inspection.newest_received_at)
+    )?;
+    for generation in &inspection.generations {
+        write_generation(&mut out, generation)?;
+    }
+    for set_aside in &inspection.quarantined {
+        let size = bytes(set_aside.disk_bytes);
+        writeln!(out, "quarantine/{}: {size}", set_aside.name)?;
+    }
+    Ok(out)
+}
+
+fn write_generation(out: &mut String, generation: &GenerationView) -> std::fmt::Result {
+    let GenerationView { first, last, .. } = generation;
+    let events = count(generation.events);
+    let size = bytes(generation.disk_bytes);
+    if last < first {
+        return writeln!(out, "generation {first}: empty, {size}");
+    }
+    writeln!(out, "generation {first}..{last}: {events} events, {size}")?;
+    if let Some(error) = &generation.error {
+        writeln!(out, "  cannot be read: {error}")?;
+    }
+    let Some(contents) = &generation.contents else {
+        return writeln!(out, "  closed while the agent runs");
+    };
+    if let (Some(oldest), Some(newest)) =
+        (&contents.oldest_received_at, &contents.newest_received_at)
+    {
+        writeln!(out, "  received from {oldest} to {newest}")?;
+    }
+    if contents.unreadable > 0 {
+        writeln!(out, "  UNREADABLE: {} events", count(contents.unreadable))?;
+    }
+    for source in &contents.sources {
+        writeln!(
+            out,
+            "  {}/{}: {} events, {}",
+            source.company,
+            source.source,
+            count(source.events),
+            bytes(source.bytes)
+        )?;
+    }
+    Ok(())
+}

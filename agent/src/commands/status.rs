@@ -1,0 +1,105 @@
+//! `headwater-agent status`: does the running agent take events, and do they leave the host?
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use headwater_service::cli::{EXIT_FAILED, EXIT_OK};
+
+use super::ask::ask;
+use super::{Output, Report, bytes, count, duration, json, print, unknown};
+use crate::config::Config;
+
+pub(super) const HELP: &str = "\
+The answer comes from the admin endpoint (admin.listen) and holds no payloads and no secrets.
+
+Examples:
+  headwater-agent status --config /etc/headwater/agent.toml
+  headwater-agent status --config /etc/headwater/agent.toml --json | jq .events
+
+Exit codes: 0 ready, 1 not ready (the first line says why), 2 no agent answers";
+
+pub(super) fn execute(config: &Config, output: Output) -> ExitCode {
+    let report: Report = match ask(config, "/status") {
+        Ok(report) => report,
+        Err(error) => return unknown(&error),
+    };
+    let text = if output.json {
+        json(&report)
+    } else {
+        text(&report)
+    };
+    if let Err(code) = print(&text) {
+        return code;
+    }
+    ExitCode::from(match report.not_ready {
+        None => EXIT_OK,
+        Some(_) => EXIT_FAILED,
+    })
+}
+
+fn text(report: &Report) -> String {
+    let mut out = String::new();
+    let state = match &report.not_ready {
+        None => "ready".to_owned(),
+        Some(reason) => format!("NOT READY: {reason}"),
+    };
+    let session = match report.session {
+        Some(collector) => format!("open with {collector}"),
+        None => "none".to_owned(),
+    };
+    let refused = if report.refused.values().all(|count| *count == 0) {
+        "none".to_owned()
+    } else {
+        let reasons = report.refused.iter();
+        let reasons: Vec<String> = reasons
+            .map(|(reason, number)| format!("{} {reason}", count(*number)))
+            .collect();
+        reasons.join(", ")
+    };
+    let lines = [
+        ("running for", duration(report.uptime_s)),
+        ("session", session),
+        (
+            "buffered",
+            format!(
+                "{} events, the oldest {} old",
+                count(report.events),
+                duration(report.oldest_age_s)
+            ),
+        ),
+        (
+            "positions",
+            format!(
+                "acknowledged {}, sent {}, durable {}",
+                report.acked, report.sent, report.durable
+            ),
+        ),
+        (
+            "disk",
+            format!(
+                "{} of {} in {} generations",
+                bytes(report.disk_bytes),
+                bytes(report.disk_bytes_max),
+                report.generations
+            ),
+        ),
+        ("refused", refused),
+        (
+            "lost",
+            format!(
+                "{} events, {} generations set aside",
+                count(report.lost),
+                count(report.quarantined)
+            ),
+        ),
+    ];
+    let agent = &report.agent_id;
+    writeln!(out, "agent {agent} (version {}): {state}", report.version)
+        .and_then(|()| {
+            lines
+                .iter()
+                .try_for_each(|(name, value)| writeln!(out, "  {name:<12} {value}"))
+        })
+        .expect("writing to memory cannot fail");
+    out
+}
