@@ -8,7 +8,6 @@
 use std::time::{Duration, Instant};
 
 use headwater_collector::commit::files::sort_events;
-use headwater_collector::staging::skew::SkewMemory;
 use headwater_collector::staging::{BatchOrigin, stage};
 use headwater_protocol::{BatchHeader, Codec, Record, SourceKind, batch};
 use headwater_tables::write::write_batches;
@@ -39,6 +38,7 @@ fn event(n: u64) -> Record {
         ip: Some("192.0.2.0".to_owned()),
         user_agent: None,
         body: ByteBuf::from(body.into_bytes()),
+        skew_ms: None,
     }
 }
 
@@ -70,7 +70,6 @@ async fn main() -> anyhow::Result<()> {
     })
     .await?;
     let mut table = catalog.ensure(&schema::raw_events()).await?;
-    let skews = SkewMemory::default();
     let mut spent = [Duration::ZERO; 4];
     let mut bytes = 0;
     let mut events = 0;
@@ -88,7 +87,7 @@ async fn main() -> anyhow::Result<()> {
         let mut rows = Vec::new();
         for (header, body) in &wire {
             let origin = BatchOrigin::new("bench".parse()?, 1, header, 0);
-            rows.push(stage(&origin, header, body, &skews)?.events);
+            rows.push(stage(&origin, header, body)?.events);
         }
         spent[0] += start.elapsed();
         let start = Instant::now();

@@ -342,9 +342,7 @@ impl Intake {
             self.shared.clock.now(),
         );
         let header = header.clone();
-        let skews = Arc::clone(&self.shared.skews);
-        let staging =
-            tokio::task::spawn_blocking(move || staging::stage(&origin, &header, &body, &skews));
+        let staging = tokio::task::spawn_blocking(move || staging::stage(&origin, &header, &body));
         let staged = staging.await;
         drop(core);
         metrics::histogram!(names::STAGE_SECONDS).record(started.elapsed().as_secs_f64());

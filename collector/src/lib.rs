@@ -45,7 +45,6 @@ pub use config::Config;
 use ledger::Ledger;
 use readiness::Readiness;
 use session::Sessions;
-use staging::skew::SkewMemory;
 
 /// Batches between staging and the committer; their bytes are bounded apart.
 const QUEUE_BATCHES: usize = 1024;
@@ -106,7 +105,6 @@ struct Shared {
     clock: SharedClock,
     ledger: Arc<Ledger>,
     sessions: Sessions,
-    skews: Arc<SkewMemory>,
     /// Staged bytes that are left.
     budget: Arc<Semaphore>,
     /// The part of it that batches may take before their turn.
@@ -188,7 +186,6 @@ pub async fn start_with(
         clock,
         ledger: Arc::default(),
         sessions: Sessions::default(),
-        skews: Arc::default(),
         budget: Arc::new(Semaphore::new(config.limits.staged_bytes_max as usize)),
         ahead: Arc::new(Semaphore::new(config.limits.staged_bytes_max as usize / 2)),
         cores: intake::cores(),

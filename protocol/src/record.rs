@@ -43,6 +43,11 @@ pub struct Record {
     pub user_agent: Option<String>,
     /// Exact bytes of the event as the client sent them (JSON where the client is sane).
     pub body: ByteBuf,
+    /// How far the device's clock is behind the agent's, in milliseconds (negative: ahead): the
+    /// smallest `received_at - sent_at` that the agent saw lately from this device. `None` when it
+    /// knows none. Not written then, so such a record looks the same to an older reader.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skew_ms: Option<i64>,
 }
 
 impl Record {

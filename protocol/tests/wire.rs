@@ -22,6 +22,7 @@ fn record(body: &[u8]) -> Record {
         ip: Some("192.0.2.0".to_owned()),
         user_agent: None,
         body: ByteBuf::from(body.to_vec()),
+        skew_ms: None,
     }
 }
 
@@ -67,6 +68,14 @@ fn golden_vectors_hold() {
         ("batch header", frame::encode(&header(3, 900))),
         ("ack", frame::encode(&ack)),
         ("record", record(b"{}").encode()),
+        (
+            "record of a device",
+            Record {
+                skew_ms: Some(-3000),
+                ..record(b"{}")
+            }
+            .encode(),
+        ),
     ];
     let found: Vec<String> = vectors
         .iter()
@@ -74,6 +83,26 @@ fn golden_vectors_hold() {
         .collect();
     let golden = include_str!("../testdata/vectors.txt");
     assert_eq!(found.join("\n"), golden.trim_end(), "the wire changed");
+}
+
+/// Records of an agent from before a field was added still lie in buffers.
+#[test]
+fn records_without_the_newest_field_are_read() {
+    let plain = record(b"{}");
+    let with_skew = Record {
+        skew_ms: Some(7),
+        ..plain.clone()
+    };
+    let mut body = plain.encode();
+    assert_eq!(
+        body[0], 0x9b,
+        "eleven fields, as before there was a twelfth"
+    );
+    with_skew.encode_into(&mut body);
+    plain.encode_into(&mut body);
+    let slots = batch::slots(&header(3, body.len()), &body).unwrap();
+    let expected = [&plain, &with_skew, &plain].map(|it| Slot::Record(Box::new(it.clone())));
+    assert_eq!(slots, expected);
 }
 
 #[test]

@@ -106,6 +106,7 @@ impl Facts {
             ip: Some(self.ip.clone()),
             user_agent: self.user_agent.clone(),
             body: ByteBuf::from(body),
+            skew_ms: None,
         }
     }
 }

@@ -19,9 +19,8 @@ use headwater_protocol::{Event, EventType, Record, Sequence};
 use serde_json::{Map, Value};
 
 use super::plan::{self, Actor};
-use super::time_rule::{Observed, is_representable, is_server, resolve};
+use super::time_rule::{Observed, is_representable, resolve};
 use super::{BatchOrigin, actor};
-use crate::staging::skew::SkewMemory;
 
 /// Version of the tracking plan that the rows claim; 0 means that no schema was checked.
 const SCHEMA_VERSION: i32 = 0;
@@ -216,7 +215,6 @@ impl EventRows {
         sequence: Sequence,
         record: &Record,
         event: &Event,
-        skews: &SkewMemory,
     ) -> Result<(), ArrowError> {
         self.company_id.append_value(&record.company_id);
         self.source_id.append_value(&record.source_id);
@@ -231,7 +229,7 @@ impl EventRows {
             .append_option(event.traits.as_ref().map(canonical_json_of));
         self.attempt
             .append_option(record.attempt.and_then(|it| i32::try_from(it).ok()));
-        let event_time = self.push_times(record, event, skews);
+        let event_time = self.push_times(record, event);
         self.push_who(event);
         self.push_context(record, event);
         self.push_flags(record, event, event_time);
@@ -243,30 +241,21 @@ impl EventRows {
     }
 
     /// Fills the time columns and returns the event time.
-    fn push_times(&mut self, record: &Record, event: &Event, skews: &SkewMemory) -> i64 {
-        let library = library(event, "name");
+    fn push_times(&mut self, record: &Record, event: &Event) -> i64 {
         let received_at = record.received_at;
         let sent_at = event.sent_at.filter(|time| is_representable(*time));
         let original = event
             .original_timestamp
             .filter(|time| is_representable(*time));
-        let skew_min = match (sent_at, device(event)) {
-            (Some(sent_at), Some(device)) if !is_server(record.source_kind, library) => {
-                let device = (
-                    record.company_id.as_str(),
-                    record.source_id.as_str(),
-                    device,
-                );
-                Some(skews.observe(device, received_at, sent_at))
-            }
-            (sent_at, _) => sent_at.map(|sent_at| received_at.saturating_sub(sent_at)),
-        };
+        let own_skew = sent_at.map(|sent_at| received_at.saturating_sub(sent_at));
+        let device_skew = record.skew_ms.map(|skew| skew.saturating_mul(1000));
         let (event_time, rule) = resolve(&Observed {
             source_kind: record.source_kind,
-            library,
+            library: library(event, "name"),
             original,
             received_at,
-            skew_min,
+            device_skew,
+            own_skew,
             attempt: record.attempt,
         });
         self.event_time.append_value(event_time);
@@ -275,7 +264,7 @@ impl EventRows {
         self.original_timestamp.append_option(original);
         self.sent_at.append_option(sent_at);
         self.clock_skew_ms
-            .append_option(sent_at.map(|sent_at| received_at.saturating_sub(sent_at) / 1000));
+            .append_option(record.skew_ms.or(own_skew.map(|skew| skew / 1000)));
         event_time
     }
 
@@ -403,11 +392,6 @@ impl EventRows {
         ]);
         RecordBatch::try_new(Arc::clone(&SCHEMA), columns)
     }
-}
-
-/// Returns what names the device behind an event.
-fn device(event: &Event) -> Option<&str> {
-    event.anonymous_id.as_deref().or(event.user_id.as_deref())
 }
 
 /// An admin's own event is about that admin, a contact's about that contact.

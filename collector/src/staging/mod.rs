@@ -8,7 +8,6 @@ pub mod actor;
 pub(crate) mod event_rows;
 pub mod plan;
 pub mod quarantine_rows;
-pub mod skew;
 pub mod time_rule;
 
 use arrow::error::ArrowError;
@@ -19,7 +18,6 @@ use headwater_protocol::{AgentId, BatchHeader, Epoch, Event};
 use crate::ledger::Key;
 use event_rows::EventRows;
 use quarantine_rows::QuarantineRows;
-use skew::SkewMemory;
 
 /// Where a batch comes from.
 #[derive(Debug, Clone)]
@@ -67,12 +65,7 @@ pub enum StageError {
 ///
 /// # Errors
 /// [`StageError::Body`] when the batch must be refused.
-pub fn stage(
-    origin: &BatchOrigin,
-    header: &BatchHeader,
-    body: &[u8],
-    skews: &SkewMemory,
-) -> Result<Rows, StageError> {
+pub fn stage(origin: &BatchOrigin, header: &BatchHeader, body: &[u8]) -> Result<Rows, StageError> {
     let records = batch::decompress(header, body)?;
     let slots = batch::slots(header, &records)?;
     let mut events = EventRows::default();
@@ -80,7 +73,7 @@ pub fn stage(
     for (sequence, slot) in (header.first_sequence..).zip(slots) {
         match slot {
             Slot::Record(record) => match Event::from_record(&record) {
-                Ok(event) => events.push(origin, sequence, &record, &event, skews)?,
+                Ok(event) => events.push(origin, sequence, &record, &event)?,
                 Err(invalid) => quarantine.push_invalid(origin, sequence, &record, &invalid),
             },
             Slot::Undecodable(bytes) => quarantine.push_undecodable(origin, sequence, bytes),

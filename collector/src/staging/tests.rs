@@ -22,6 +22,7 @@ fn record(body: &str) -> Record {
         ip: Some("192.0.2.0".to_owned()),
         user_agent: Some("Mozilla/5.0 (compatible; Examplebot/2.1)".to_owned()),
         body: ByteBuf::from(body.as_bytes().to_vec()),
+        skew_ms: None,
     }
 }
 
@@ -35,7 +36,7 @@ fn staged(records: &[u8], count: u32) -> Result<Rows, StageError> {
     };
     let origin = BatchOrigin::new("agent-1".parse().unwrap(), 5, &header, NOW + 1);
     let body = batch::compress(records).unwrap();
-    stage(&origin, &header, &body, &SkewMemory::default())
+    stage(&origin, &header, &body)
 }
 
 fn text<'a>(rows: &'a RecordBatch, column: &str) -> Option<&'a str> {
@@ -117,6 +118,54 @@ fn an_event_fills_its_columns() {
     let flags = flags.value(0);
     let flags: Vec<_> = flags.as_string::<i32>().iter().flatten().collect();
     assert_eq!(flags, ["bot"]);
+}
+
+/// The `event_time`, rule and skew of a browser's event that happened at 23:59:30 before midnight.
+fn timed(attempt: Option<u32>, skew_ms: Option<i64>, received_at: &str) -> (i64, String, i64) {
+    let micros = |text: &str| headwater_protocol::timestamp::parse(text).unwrap();
+    let body = r#"{"type":"track","event":"E","anonymousId":"a","messageId":"m",
+        "timestamp":"2026-09-20T23:59:30Z","sentAt":"2026-09-20T23:59:31Z"}"#;
+    let record = Record {
+        source_kind: SourceKind::Browser,
+        received_at: micros(received_at),
+        attempt,
+        skew_ms,
+        ..record(body)
+    };
+    let events = staged(&record.encode(), 1).unwrap().events;
+    let time = events.column_by_name("event_time").unwrap();
+    let time = time.as_primitive::<TimestampMicrosecondType>().value(0);
+    let skew = events.column_by_name("clock_skew_ms").unwrap();
+    let rule = text(&events, "time_rule").unwrap().to_owned();
+    let off = time - micros("2026-09-20T23:59:30Z");
+    (off, rule, skew.as_primitive::<Int64Type>().value(0))
+}
+
+#[test]
+fn a_retry_six_hours_later_stays_on_its_side_of_midnight() {
+    let (at_once, later) = ("2026-09-20T23:59:31.2Z", "2026-09-21T05:59:31.2Z");
+    let trusted = |skew| (0, "trusted".to_owned(), skew);
+    assert_eq!(timed(None, None, at_once), trusted(200));
+    // `sentAt` is frozen. The client says that it retries, or the agent knows the device's clock.
+    assert_eq!(timed(Some(3), None, later), trusted(21_600_200));
+    assert_eq!(timed(Some(3), Some(200), later), trusted(200));
+    assert_eq!(timed(None, Some(200), later), trusted(200));
+}
+
+#[test]
+fn a_wrong_clock_is_corrected_by_the_skew_of_its_device() {
+    const NETWORK_MS: i64 = 200;
+    let behind = 3 * 86_400_000 + NETWORK_MS;
+    let ahead = -3 * 86_400_000 + NETWORK_MS;
+    for (skew, at_once, retried) in [
+        (behind, "2026-09-23T23:59:31.2Z", "2026-09-24T05:59:31.2Z"),
+        (ahead, "2026-09-17T23:59:31.2Z", "2026-09-18T05:59:31.2Z"),
+    ] {
+        let corrected = (skew * 1000, "skew_corrected".to_owned(), skew);
+        assert_eq!(timed(None, None, at_once), corrected);
+        assert_eq!(timed(None, Some(skew), at_once), corrected);
+        assert_eq!(timed(Some(2), Some(skew), retried), corrected);
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! When an event happened, from clocks that may be wrong.
 //!
-//! Place on the path: staging calls it once per event. Pure. Promise: no event lies more than
+//! Place on the path: staging calls it once per event. Pure: what the agent wrote down at the arrival
+//! decides, so staging a batch again gives the same times. Promise: no event lies more than
 //! [`FUTURE_MAX`] after its arrival, and a retry with a stale `sentAt` does not move an event of a
 //! trusted source.
 
@@ -84,8 +85,11 @@ pub struct Observed<'a> {
     pub original: Option<Micros>,
     /// When the agent accepted it.
     pub received_at: Micros,
-    /// Smallest `received_at - sent_at` seen lately from this device; retries only add to it.
-    pub skew_min: Option<Micros>,
+    /// Smallest `received_at - sent_at` that the agent saw lately from this device; a retry's delay
+    /// only adds to it. `None` when the agent could not tell.
+    pub device_skew: Option<Micros>,
+    /// `received_at - sent_at` of this event alone.
+    pub own_skew: Option<Micros>,
     /// How often the client had tried before, where it says so.
     pub attempt: Option<u32>,
 }
@@ -124,9 +128,10 @@ fn correction(observed: &Observed<'_>) -> Option<Micros> {
     if is_server(observed.source_kind, observed.library) {
         return None;
     }
-    let skew = observed.skew_min?;
-    let first_attempt = observed.attempt.unwrap_or(0) == 0;
-    (skew < -AHEAD_MAX || (skew > BEHIND_MAX && first_attempt)).then_some(skew)
+    // What the agent tells of a device rests on a first attempt; an event alone may be a retry.
+    let is_delay = observed.device_skew.is_none() && observed.attempt.unwrap_or(0) > 0;
+    let skew = observed.device_skew.or(observed.own_skew)?;
+    (skew < -AHEAD_MAX || (skew > BEHIND_MAX && !is_delay)).then_some(skew)
 }
 
 #[cfg(test)]
@@ -134,15 +139,17 @@ mod tests {
     use super::*;
 
     const NOW: Micros = 1_800_000_000 * SECOND;
-    const DAY: Micros = 86_400 * SECOND;
+    const HOUR: Micros = 3600 * SECOND;
+    const DAY: Micros = 24 * HOUR;
 
-    fn browser(original: Option<Micros>, skew_min: Option<Micros>) -> Observed<'static> {
+    fn browser(original: Option<Micros>, own_skew: Option<Micros>) -> Observed<'static> {
         Observed {
             source_kind: SourceKind::Browser,
             library: None,
             original,
             received_at: NOW,
-            skew_min,
+            device_skew: None,
+            own_skew,
             attempt: None,
         }
     }
@@ -161,8 +168,15 @@ mod tests {
             library: Some("analytics-python"),
             ..observed
         };
-        let three_days_ahead = browser(Some(NOW + 3 * DAY), Some(-3 * DAY));
-        let three_days_behind = browser(Some(NOW - 3 * DAY), Some(3 * DAY));
+        let known = |observed, skew| Observed {
+            device_skew: Some(skew),
+            ..observed
+        };
+        let ahead = browser(Some(NOW + 3 * DAY), Some(-3 * DAY));
+        let behind = browser(Some(NOW - 3 * DAY), Some(3 * DAY));
+        // Sent six hours ago with that `sentAt`, and only now received.
+        let frozen = browser(Some(NOW - 6 * HOUR), Some(6 * HOUR));
+        let (trusted, corrected) = (TimeRule::Trusted, TimeRule::SkewCorrected);
         let cases = [
             (browser(None, None), NOW, TimeRule::Received),
             (
@@ -175,12 +189,17 @@ mod tests {
                 NOW - SECOND,
                 TimeRule::Trusted,
             ),
-            (three_days_ahead, NOW, TimeRule::SkewCorrected),
-            (three_days_behind, NOW, TimeRule::SkewCorrected),
-            (retry(three_days_behind), NOW - 3 * DAY, TimeRule::Trusted),
-            (server(three_days_behind), NOW - 3 * DAY, TimeRule::Trusted),
-            (library(three_days_behind), NOW - 3 * DAY, TimeRule::Trusted),
-            (server(three_days_ahead), NOW, TimeRule::ClampedFuture),
+            (ahead, NOW, corrected),
+            (behind, NOW, corrected),
+            (retry(behind), NOW - 3 * DAY, trusted),
+            (retry(known(behind, 3 * DAY)), NOW, corrected),
+            (retry(frozen), NOW - 6 * HOUR, trusted),
+            (known(frozen, SECOND), NOW - 6 * HOUR, trusted),
+            (server(frozen), NOW - 6 * HOUR, trusted),
+            (library(frozen), NOW - 6 * HOUR, trusted),
+            (server(known(behind, 3 * DAY)), NOW - 3 * DAY, trusted),
+            (library(behind), NOW - 3 * DAY, trusted),
+            (server(ahead), NOW, TimeRule::ClampedFuture),
             (
                 browser(Some(NOW + 6 * 60 * SECOND), None),
                 NOW,
@@ -203,17 +222,84 @@ mod tests {
         }
     }
 
+    #[test]
+    fn bounds_of_the_correction_are_exact() {
+        for (skew, rule) in [
+            (-AHEAD_MAX - 1, TimeRule::SkewCorrected),
+            (-AHEAD_MAX, TimeRule::Trusted),
+            (BEHIND_MAX, TimeRule::Trusted),
+            (BEHIND_MAX + 1, TimeRule::SkewCorrected),
+        ] {
+            let observed = browser(Some(NOW - DAY), Some(skew));
+            assert_eq!(resolve(&observed).1, rule, "{skew}");
+        }
+    }
+
+    fn kinds() -> impl proptest::strategy::Strategy<Value = SourceKind> {
+        proptest::sample::select(vec![
+            SourceKind::Server,
+            SourceKind::Browser,
+            SourceKind::Mobile,
+        ])
+    }
+
     proptest::proptest! {
         #[test]
         fn no_event_lies_in_the_future(
+            source_kind in kinds(),
             original in proptest::option::of(proptest::num::i64::ANY),
-            skew in proptest::option::of(proptest::num::i64::ANY),
+            own in proptest::option::of(proptest::num::i64::ANY),
+            device_skew in proptest::option::of(proptest::num::i64::ANY),
             attempt in proptest::option::of(0u32..4),
         ) {
-            let observed = Observed { attempt, ..browser(original, skew) };
+            let observed = Observed { source_kind, attempt, device_skew, ..browser(original, own) };
             let (time, _) = resolve(&observed);
             proptest::prop_assert!(time <= NOW + FUTURE_MAX);
             proptest::prop_assert!(is_representable(time));
+        }
+
+        /// A browser that is wrong by up to three days, whose network takes up to two seconds and
+        /// which retries for up to six hours with its first `sentAt`.
+        #[test]
+        fn the_truth_is_found_whatever_the_clock_says(
+            wrong_by in -3 * DAY..=3 * DAY,
+            network in 0..2 * SECOND,
+            queued in 0..DAY,
+            delay in 0..6 * HOUR,
+            known in proptest::bool::ANY,
+        ) {
+            let truth = NOW - delay - network - queued;
+            let sent_at = NOW - delay - network + wrong_by;
+            let delay_is_told = u32::from(delay > 0);
+            let observed = Observed {
+                device_skew: known.then_some(network - wrong_by),
+                attempt: Some(delay_is_told),
+                ..browser(Some(truth + wrong_by), Some(NOW - sent_at))
+            };
+            let (time, rule) = resolve(&observed);
+            // Below the thresholds the device is believed, and without a batch before it a retry
+            // tells nothing of the clock.
+            let skew = network - wrong_by;
+            let is_small = (-AHEAD_MAX..=BEHIND_MAX).contains(&skew);
+            if known && !is_small {
+                proptest::prop_assert!((time - truth).abs() <= 2 * SECOND, "{time} {truth}");
+                proptest::prop_assert_eq!(rule, TimeRule::SkewCorrected);
+            } else if known || (delay > 0 && NOW - sent_at > BEHIND_MAX) {
+                proptest::prop_assert!(rule != TimeRule::SkewCorrected);
+            } else if delay == 0 && !is_small {
+                proptest::prop_assert!((time - truth).abs() <= 2 * SECOND, "{time} {truth}");
+            }
+        }
+
+        /// Servers are never corrected, whatever the skews say.
+        #[test]
+        fn a_server_is_believed(past in 0..365 * DAY, own in proptest::num::i64::ANY, device in proptest::num::i64::ANY) {
+            let observed = Observed {
+                source_kind: SourceKind::Server,
+                device_skew: Some(device),
+                ..browser(Some(NOW - past), Some(own))
+            };
+            proptest::prop_assert_eq!(resolve(&observed), (NOW - past, TimeRule::Trusted));
         }
     }
 }

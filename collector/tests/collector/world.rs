@@ -333,6 +333,7 @@ fn record(body: String) -> Record {
         ip: None,
         user_agent: None,
         body: ByteBuf::from(body.into_bytes()),
+        skew_ms: None,
     }
 }
 
