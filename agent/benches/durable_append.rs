@@ -17,7 +17,7 @@ use headwater_agent::Config;
 use headwater_agent::buffer::Buffer;
 use headwater_agent::config::BufferConfig;
 use headwater_agent::reload::Settings;
-use headwater_agent::sequencer::Sequencer;
+use headwater_agent::sequencer::{Entry, Sequencer};
 use headwater_service::clock::SystemClock;
 use headwater_service::tls::TlsFiles;
 use tokio::sync::oneshot;
@@ -32,7 +32,11 @@ trait Log: Clone + Send + 'static {
 
 impl Log for Sequencer {
     async fn append(&self, event: Vec<u8>) {
-        Self::append(self, vec![event])
+        let entry = Entry {
+            record: event,
+            fingerprint: None,
+        };
+        Self::append(self, vec![entry])
             .await
             .expect("the bench disk has room");
     }
@@ -168,7 +172,7 @@ async fn main() {
         let (buffer, appender) = Buffer::open(&config, &agent, SystemClock::shared())
             .expect("the bench directory is writable");
         let (sequencer, thread) =
-            Sequencer::start(appender, settings(&config)).expect("a thread starts");
+            Sequencer::start(appender, None, settings(&config)).expect("a thread starts");
         let (mut files, mut buffers) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             files.push(measure(file.clone(), producers, time).await);

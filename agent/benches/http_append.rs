@@ -124,7 +124,7 @@ fn file_round(
     let settings = Settings::fixed(site.config(harness::nobody()));
     let file = File::create(directory.join("plain")).expect("the directory is writable");
     let (sequencer, thread) =
-        Sequencer::start(PlainFile(file), settings.clone()).expect("a thread starts");
+        Sequencer::start(PlainFile(file), None, settings.clone()).expect("a thread starts");
     let source = Source::new(settings, sequencer, SystemClock::shared());
     let stop = CancellationToken::new();
     let (address, serving) = runtime.block_on(async {

@@ -5,7 +5,8 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
 /// Requests answered, label `code`: the HTTP status.
 pub const REQUESTS: &str = "agent_requests_total";
-/// Events answered with 200, label `verdict`: `accepted` or `rejected` (stored for quarantine).
+/// Events answered with 200, label `verdict`: `accepted`, `rejected` (stored for quarantine),
+/// `duplicate` (durable already, not stored again) or `suppressed` (refused before the disk).
 pub const EVENTS_RECEIVED: &str = "agent_events_received_total";
 /// Event bytes appended durably, before the store's own overhead.
 pub const APPENDED_BYTES: &str = "agent_appended_bytes_total";
@@ -15,6 +16,11 @@ pub const COMMITS: &str = "agent_commits_total";
 pub const COMMIT_SECONDS: &str = "agent_commit_duration_seconds";
 /// Appends that the buffer refused, label `reason`: `full`, `disk`, `store`, `overload`.
 pub const APPENDS_REFUSED: &str = "agent_appends_refused_total";
+/// Recent events that the window knows by their fingerprint.
+pub const WINDOW_IDS: &str = "agent_window_ids";
+/// Failures around the window's files, label `reason`: `write`, `sync`, `damaged` (read in part),
+/// `forgotten` (not read). Each may let a retry be stored twice; none loses an event.
+pub const WINDOW_FAILURES: &str = "agent_window_failures_total";
 /// Events accepted and not yet acknowledged.
 pub const BUFFERED_EVENTS: &str = "agent_buffered_events";
 /// Disk that the buffer directory takes, quarantine and reserve included.
@@ -60,7 +66,7 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (
         EVENTS_RECEIVED,
         Kind::Counter,
-        "Events answered with 200, by `verdict`: accepted, rejected",
+        "Events answered with 200, by `verdict`: accepted, rejected, duplicate, suppressed",
     ),
     (
         APPENDED_BYTES,
@@ -77,6 +83,16 @@ pub const ALL: &[(&str, Kind, &str)] = &[
         APPENDS_REFUSED,
         Kind::Counter,
         "Appends refused, by `reason`: full, disk, store, overload",
+    ),
+    (
+        WINDOW_IDS,
+        Kind::Gauge,
+        "Recent events that the window knows",
+    ),
+    (
+        WINDOW_FAILURES,
+        Kind::Counter,
+        "Window files not written or not read, by `reason`: write, sync, damaged, forgotten",
     ),
     (
         BUFFERED_EVENTS,

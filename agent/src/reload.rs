@@ -212,6 +212,7 @@ fn plan(running: &Config, wanted: Config) -> Plan {
         buffer.directory,
         buffer.reserve_bytes,
         buffer.queue_requests_max,
+        dedup.ids_max,
         log.format,
     );
     Plan {

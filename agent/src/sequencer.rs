@@ -3,7 +3,8 @@
 //!
 //! One thread of its own owns the buffer's [`Appender`]. While it waits for the disk the next group
 //! gathers by itself; under load it waits a moment longer, up to `buffer.group_wait_us` or
-//! `buffer.group_bytes_max`.
+//! `buffer.group_bytes_max`. The thread also asks the [`Window`] which events it has stored lately: an
+//! SDK's retry is answered like the first copy and not stored again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,13 +12,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use headwater_protocol::Epoch;
 use metrics::{counter, histogram};
 use tokio::sync::oneshot;
 
-use crate::buffer::{AppendError, Appender};
+use crate::buffer::{AppendError, Appender, Position};
 use crate::config::BufferConfig;
 use crate::metrics::{APPENDS_REFUSED, COMMIT_SECONDS, COMMITS};
 use crate::reload::Settings;
+use crate::window::{Fingerprint, Window};
 
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -28,6 +31,16 @@ pub trait Append: Send + 'static {
     /// # Errors
     /// See [`AppendError`]; none of the records is promised then.
     fn append(&mut self, records: &[&[u8]]) -> Result<(), AppendError>;
+
+    /// Returns the epoch of the next record; another one than before means that records were lost.
+    fn epoch(&self) -> Epoch {
+        0
+    }
+
+    /// Returns the position of the last durable record.
+    fn durable(&self) -> Position {
+        0
+    }
 
     /// Does what is due about once a second, under the settings as they are now.
     fn maintain(&mut self, _settings: &BufferConfig) {}
@@ -45,6 +58,14 @@ impl Append for Appender {
         Self::append(self, records)
     }
 
+    fn epoch(&self) -> Epoch {
+        Self::epoch(self)
+    }
+
+    fn durable(&self) -> Position {
+        self.next() - 1
+    }
+
     fn maintain(&mut self, settings: &BufferConfig) {
         self.configure(settings);
         Self::maintain(self);
@@ -55,10 +76,22 @@ impl Append for Appender {
     }
 }
 
+/// One event on its way to the buffer.
+#[derive(Debug)]
+pub struct Entry {
+    /// The encoded record.
+    pub record: Vec<u8>,
+    /// What a copy of the event would have in common with it; `None` when it must always be stored.
+    pub fingerprint: Option<Fingerprint>,
+}
+
+/// Places in a request, from 0, of the events that are durable already and were not stored again.
+pub type Duplicates = Vec<usize>;
+
 struct Request {
-    records: Vec<Vec<u8>>,
+    entries: Vec<Entry>,
     bytes: u64,
-    answer: oneshot::Sender<Result<(), AppendError>>,
+    answer: oneshot::Sender<Result<Duplicates, AppendError>>,
 }
 
 /// Takes records to the sequencer's thread; clones share the queue.
@@ -76,12 +109,14 @@ impl Sequencer {
     /// Fails when the operating system gives no thread.
     pub fn start(
         appender: impl Append,
+        window: Option<Window>,
         settings: Settings,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (queue, requests) = sync_channel(settings.now().buffer.queue_requests_max);
         let queued_bytes = Arc::new(AtomicU64::new(0));
         let worker = Worker {
             appender,
+            window,
             requests,
             queued_bytes: queued_bytes.clone(),
             settings: settings.clone(),
@@ -100,24 +135,24 @@ impl Sequencer {
         ))
     }
 
-    /// Appends records as one request; returns when all of them are durable. When the future is
-    /// dropped the records may or may not become part of the buffer.
+    /// Appends events as one request; returns when all of them are durable, and which of them were so
+    /// before. When the future is dropped the events may or may not become part of the buffer.
     ///
     /// # Errors
     /// See [`AppendError`]; all of them are worth a retry by the client.
-    pub async fn append(&self, records: Vec<Vec<u8>>) -> Result<(), AppendError> {
-        let result = self.enqueue_and_wait(records).await;
+    pub async fn append(&self, entries: Vec<Entry>) -> Result<Duplicates, AppendError> {
+        let result = self.enqueue_and_wait(entries).await;
         if let Err(error) = &result {
             counter!(APPENDS_REFUSED, "reason" => error.reason()).increment(1);
         }
         result
     }
 
-    async fn enqueue_and_wait(&self, records: Vec<Vec<u8>>) -> Result<(), AppendError> {
-        if records.is_empty() {
-            return Ok(());
+    async fn enqueue_and_wait(&self, entries: Vec<Entry>) -> Result<Duplicates, AppendError> {
+        if entries.is_empty() {
+            return Ok(Duplicates::new());
         }
-        let bytes = records.iter().map(|record| record.len() as u64).sum();
+        let bytes = entries.iter().map(|entry| entry.record.len() as u64).sum();
         let bound = self.settings.now().buffer.queue_bytes_max;
         if self.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > bound {
             self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -125,7 +160,7 @@ impl Sequencer {
         }
         let (answer, answered) = oneshot::channel();
         if let Err(error) = self.queue.try_send(Request {
-            records,
+            entries,
             bytes,
             answer,
         }) {
@@ -141,6 +176,7 @@ impl Sequencer {
 
 struct Worker<A> {
     appender: A,
+    window: Option<Window>,
     requests: Receiver<Request>,
     queued_bytes: Arc<AtomicU64>,
     settings: Settings,
@@ -159,6 +195,9 @@ impl<A: Append> Worker<A> {
             }
             if maintained.elapsed() >= MAINTENANCE_INTERVAL {
                 self.appender.maintain(&self.settings.now().buffer);
+                if let Some(window) = &mut self.window {
+                    window.maintain(self.appender.epoch());
+                }
                 maintained = Instant::now();
             }
         }
@@ -169,20 +208,40 @@ impl<A: Append> Worker<A> {
         let group = self.gather(first);
         self.busy = group.len() > 1;
         let started = Instant::now();
-        let records: Vec<&[u8]> = group
+        let mut records = Vec::new();
+        let duplicates: Vec<Duplicates> = group
             .iter()
-            .flat_map(|request| &request.records)
-            .map(Vec::as_slice)
+            .map(|request| admit(&mut self.window, &request.entries, &mut records))
             .collect();
         let result = self.appender.append(&records);
+        if let Some(window) = &mut self.window {
+            match &result {
+                // Only now: an id without its event would lose the event's next copy.
+                Ok(()) => window.commit(self.appender.durable()),
+                Err(_) => window.abort(),
+            }
+        }
         counter!(COMMITS).increment(1);
         histogram!(COMMIT_SECONDS).record(started.elapsed());
-        for request in group {
+        for (request, duplicates) in group.into_iter().zip(duplicates) {
             self.queued_bytes
                 .fetch_sub(request.bytes, Ordering::Relaxed);
+            let result = match &result {
+                Err(error) if !self.is_durable(&request.entries) => Err(error.clone()),
+                _ => Ok(duplicates),
+            };
             // A client that has gone away hears nothing; its events are kept.
-            drop(request.answer.send(result.clone()));
+            drop(request.answer.send(result));
         }
+    }
+
+    /// Says whether all of these events were durable before their group.
+    fn is_durable(&self, entries: &[Entry]) -> bool {
+        self.window.as_ref().is_some_and(|window| {
+            entries
+                .iter()
+                .all(|entry| entry.fingerprint.is_some_and(|id| window.holds(id)))
+        })
     }
 
     fn gather(&self, first: Request) -> Vec<Request> {
@@ -208,4 +267,25 @@ impl<A: Append> Worker<A> {
         }
         group
     }
+}
+
+/// Adds the records that are not stored yet to `records` and returns the places of the others.
+fn admit<'a>(
+    window: &mut Option<Window>,
+    entries: &'a [Entry],
+    records: &mut Vec<&'a [u8]>,
+) -> Duplicates {
+    let mut duplicates = Duplicates::new();
+    for (index, entry) in entries.iter().enumerate() {
+        let is_new = match (window.as_mut(), entry.fingerprint) {
+            (Some(window), Some(id)) => window.admit(id),
+            _ => true,
+        };
+        if is_new {
+            records.push(&entry.record);
+        } else {
+            duplicates.push(index);
+        }
+    }
+    duplicates
 }

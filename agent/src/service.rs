@@ -24,6 +24,7 @@ use crate::sequencer::Sequencer;
 use crate::shipper::Shipper;
 use crate::source::Source;
 use crate::status::Status;
+use crate::window::Window;
 
 /// Longest time that requests in progress get at a stop.
 const HTTP_STOP: Duration = Duration::from_millis(1200);
@@ -132,17 +133,29 @@ pub async fn start(
     let admin_listener = admin::listen(config.admin.listen, "admin (admin.listen)").await?;
     let (address, admin_address) = (http.local_addr()?, admin_listener.local_addr()?);
 
-    let (buffer, appender) = {
+    let (buffer, appender, window) = {
         let (buffer_config, agent_id, clock) =
             (config.buffer.clone(), agent_id.clone(), clock.clone());
-        tokio::task::spawn_blocking(move || Buffer::open(&buffer_config, &agent_id, clock))
+        let ids_max = config.dedup.ids_max;
+        let open = move || -> Result<_, OpenError> {
+            let (buffer, appender) = Buffer::open(&buffer_config, &agent_id, clock)?;
+            let window = Window::open(
+                &buffer_config.directory,
+                ids_max,
+                appender.epoch(),
+                appender.next() - 1,
+            );
+            Ok((buffer, appender, window))
+        };
+        tokio::task::spawn_blocking(open)
             .await
             .map_err(|error| std::io::Error::other(error.to_string()))??
     };
+    let window = window.map(|(window, _)| window);
     let collector = config.collector.address.clone();
     let reloader = Reloader::new(config, agent_id.clone());
     let settings = reloader.settings();
-    let (sequencer, sequencer_thread) = Sequencer::start(appender, settings.clone())?;
+    let (sequencer, sequencer_thread) = Sequencer::start(appender, window, settings.clone())?;
     let status = Arc::new(Status::new(
         agent_id.clone(),
         buffer.clone(),

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use headwater_protocol::Epoch;
 use metrics::{counter, gauge};
 use tracing::{error, info, warn};
 
@@ -265,6 +266,12 @@ impl Appender {
     fn generation_bytes_max(&self) -> u64 {
         let config = &self.config;
         config.generation_bytes_max.min(config.disk_bytes_max / 8)
+    }
+
+    /// Returns the epoch of the next record. Another one than before means that positions were lost
+    /// or renumbered.
+    pub fn epoch(&self) -> Epoch {
+        self.buffer.shared.state.lock().epochs.newest()
     }
 
     /// Returns the position that the next record gets.

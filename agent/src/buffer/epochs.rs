@@ -64,7 +64,8 @@ impl Epochs {
         *self.0.first().expect("there is always one epoch")
     }
 
-    fn newest(&self) -> Epoch {
+    /// Returns the epoch that still grows.
+    pub(super) fn newest(&self) -> Epoch {
         self.0.last().expect("there is always one epoch").epoch
     }
 

@@ -15,6 +15,7 @@
 //!   DIR/reserve              room to give back when the disk is full
 //!   DIR/generations/START/   one store per ~100,000 events, named by its first position
 //!   DIR/quarantine/          generations that could not be read; nothing deletes them
+//!   DIR/window/              ids of recent events; the sequencer's, see `crate::window`
 //! ```
 //!
 //! What is lost with a damaged generation is counted and logged, and the events after it get a new

@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{EVENTS_RECEIVED, REQUESTS};
 use crate::reload::{Live, Settings};
-use crate::sequencer::Sequencer;
+use crate::sequencer::{Entry, Sequencer};
 
 use answer::Answer;
 use body::Memory;
@@ -138,9 +138,13 @@ impl Source {
     }
 
     async fn append(&self, live: &Live, prepared: request::Prepared) -> Answer {
-        let records = prepared.records.iter().map(Record::encode).collect();
-        match self.sequencer.append(records).await {
-            Ok(()) => {
+        let entry = |record: &Record| Entry {
+            record: record.encode(),
+            fingerprint: None,
+        };
+        let entries = prepared.records.iter().map(entry).collect();
+        match self.sequencer.append(entries).await {
+            Ok(_) => {
                 let rejected = prepared.rejected.len() as u64;
                 let accepted = prepared.records.len() as u64 - rejected;
                 counter!(EVENTS_RECEIVED, "verdict" => "accepted").increment(accepted);
