@@ -248,7 +248,10 @@ impl Appender {
         self.buffer.shared.durable.send_replace(self.next - 1);
         if last < floor {
             self.buffer.lose(last + 1, floor);
-            self.tail = None;
+            if self.tail.take().is_some() {
+                let mut state = self.buffer.shared.state.lock();
+                state.damaged.insert(self.tail_start);
+            }
         }
         if self.tail.is_none() {
             self.rotate()?;

@@ -142,6 +142,12 @@ impl Buffer {
         let new = batch.damaged.iter().filter(|position| **position > counted);
         let new = new.count() as u64;
         state.damage_counted = counted.max(*last);
+        for position in &batch.damaged {
+            let holder = state.generations.range(..=position).next_back();
+            if let Some(start) = holder.map(|entry| *entry.0) {
+                state.damaged.insert(start);
+            }
+        }
         drop(state);
         if new > 0 {
             counter!(EVENTS_LOST).increment(new);

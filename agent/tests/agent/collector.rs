@@ -1,7 +1,7 @@
 //! A small collector: speaks the wire protocol, keeps committed events in memory, and can be told to
 //! be slow, to answer out of order, to ask for repeats, to refuse, or to be away.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,8 @@ use crate::harness::{Site, until};
 pub(crate) struct Tables {
     /// Records by epoch and sequence; `None` for one that does not decode.
     pub(crate) events: BTreeMap<(u64, u64), Option<Record>>,
+    /// Message ids of the records.
+    pub(crate) ids: BTreeSet<String>,
     pub(crate) watermarks: BTreeMap<u64, u64>,
     pub(crate) hellos: Vec<Hello>,
     pub(crate) batches: usize,
@@ -44,6 +46,10 @@ impl Tables {
             }
         }
         ids
+    }
+
+    pub(crate) fn records(&self) -> impl Iterator<Item = &Record> {
+        self.events.values().flatten()
     }
 
     pub(crate) fn epochs(&self) -> Vec<u64> {
@@ -230,6 +236,7 @@ impl Shared {
                             Slot::Record(record) => Some(Record::clone(record)),
                             Slot::Undecodable(_) => None,
                         };
+                        tables.ids.extend(record.as_ref().and_then(message_id));
                         let old = tables
                             .events
                             .insert((header.epoch, sequence), record.clone());
@@ -262,6 +269,11 @@ impl Shared {
         // A group that never fills must not hang the test.
         drop(tokio::time::timeout(Duration::from_millis(100), freed).await);
     }
+}
+
+fn message_id(record: &Record) -> Option<String> {
+    let body: serde_json::Value = serde_json::from_slice(&record.body).ok()?;
+    Some(body["messageId"].as_str()?.to_owned())
 }
 
 async fn read_frame<T: serde::de::DeserializeOwned>(receive: &mut RecvStream) -> Option<T> {

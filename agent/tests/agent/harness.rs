@@ -144,12 +144,38 @@ impl Agent {
     }
 }
 
+/// Returns how often a long test does its work: `short`, or `full` when `HEADWATER_SOAK=1`.
+pub(crate) fn soak(short: usize, full: usize) -> usize {
+    if std::env::var("HEADWATER_SOAK").is_ok_and(|value| value == "1") {
+        full
+    } else {
+        short
+    }
+}
+
+/// Returns and prints the seed of a test's random choices: `HEADWATER_SEED`, or a new one.
+pub(crate) fn seed(test: &str) -> u64 {
+    let given = std::env::var("HEADWATER_SEED").ok();
+    let seed = given.map_or_else(rand::random, |seed| seed.parse().unwrap());
+    println!("{test}: HEADWATER_SEED={seed}");
+    seed
+}
+
 /// Waits until `holds`.
 pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !holds() {
         assert!(tokio::time::Instant::now() < deadline, "never came: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Waits until an attempt succeeds.
+pub(crate) async fn until_async(what: &str, mut attempt: impl AsyncFnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !attempt().await {
+        assert!(tokio::time::Instant::now() < deadline, "never came: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

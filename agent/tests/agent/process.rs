@@ -1,18 +1,16 @@
-//! The real program: killed at random moments, stopped, started with wrong settings.
+//! The real program: stopped, and started with wrong settings.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use rand::Rng;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
 
-use crate::collector::{Collector, Manner, Tables};
-use crate::harness::{BASIC, PATIENCE, Response, Site, batch, nobody, request, until};
+use crate::harness::{BASIC, PATIENCE, Response, Site, batch, nobody, request};
 
 /// The agent as a process of its own.
 pub(crate) struct Process {
@@ -20,6 +18,8 @@ pub(crate) struct Process {
     pub(crate) address: SocketAddr,
     pub(crate) admin: SocketAddr,
     log: Arc<Mutex<Vec<serde_json::Value>>>,
+    panics: Arc<Mutex<Vec<String>>>,
+    reader: JoinHandle<()>,
 }
 
 impl Process {
@@ -39,21 +39,35 @@ impl Process {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let log: Arc<Mutex<Vec<serde_json::Value>>> = Arc::default();
+        let panics: Arc<Mutex<Vec<String>>> = Arc::default();
+        let keep = |line: &str| {
+            if line.contains("panicked at") {
+                panics.lock().push(line.to_owned());
+            }
+            let line: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+            log.lock().push(line.clone());
+            line
+        };
         let (address, admin) = loop {
-            let line = lines.next_line().await.unwrap().expect("the agent starts");
-            let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+            let line = tokio::time::timeout(PATIENCE, lines.next_line()).await;
+            let line = line.expect("the agent starts in time").unwrap();
+            let line = line.unwrap_or_else(|| panic!("it ended: {:#?}", log.lock()));
+            let line = keep(&line);
             if line["fields"]["message"] == "agent runs" {
                 let bound = |name: &str| line["fields"][name].as_str().unwrap().parse().unwrap();
                 break (bound("address"), bound("admin_address"));
             }
         };
-        let log: Arc<Mutex<Vec<serde_json::Value>>> = Arc::default();
-        let kept = log.clone();
+        let (kept, noted) = (log.clone(), panics.clone());
         // Keeps the pipe empty.
-        tokio::spawn(async move {
+        let reader = tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
-                let line = serde_json::from_str(&line).unwrap_or_default();
-                kept.lock().push(line);
+                if line.contains("panicked at") {
+                    noted.lock().push(line.clone());
+                }
+                kept.lock()
+                    .push(serde_json::from_str(&line).unwrap_or_default());
             }
         });
         Self {
@@ -61,7 +75,16 @@ impl Process {
             address,
             admin,
             log,
+            panics,
+            reader,
         }
+    }
+
+    /// Kills it with SIGKILL and returns what it said about panics.
+    pub(crate) async fn kill(mut self) -> Vec<String> {
+        self.child.kill().await.unwrap();
+        self.reader.await.unwrap();
+        std::mem::take(&mut *self.panics.lock())
     }
 
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
@@ -96,6 +119,17 @@ impl Process {
 
 /// Settings of a process that ships to `collector` quickly.
 pub(crate) fn config(site: &Site, collector: SocketAddr) -> String {
+    let keys = "reserve_bytes = 0\n generation_events_max = 300";
+    config_at(site, collector, &site.buffer(), keys)
+}
+
+/// The same with its buffer in `directory` and more keys for `[buffer]`.
+pub(crate) fn config_at(
+    site: &Site,
+    collector: SocketAddr,
+    directory: &Path,
+    keys: &str,
+) -> String {
     let path = |name: &str| site.path(name).display().to_string();
     format!(
         r#"
@@ -104,9 +138,8 @@ pub(crate) fn config(site: &Site, collector: SocketAddr) -> String {
         log.format = "json"
         [buffer]
         directory = "{}"
-        reserve_bytes = 0
         disk_free_bytes_min = 0
-        generation_events_max = 300
+        {keys}
         [collector]
         address = "{collector}"
         linger_ms = 5
@@ -121,98 +154,11 @@ pub(crate) fn config(site: &Site, collector: SocketAddr) -> String {
         source = "web"
         kind = "server"
         "#,
-        path("buffer"),
+        directory.display(),
         path("agent-1.pem"),
         path("agent-1.key"),
         path("ca.pem"),
     )
-}
-
-/// Posts batches of random size until the agent is gone; returns the ids that were answered with 200.
-async fn post_until_killed(
-    address: SocketAddr,
-    name: String,
-    acked: Arc<AtomicU64>,
-) -> Vec<String> {
-    let mut answered = Vec::new();
-    for number in 0.. {
-        let (count, padding) = {
-            let mut random = rand::rng();
-            let padding = if random.random_ratio(1, 10) {
-                20_000
-            } else {
-                300
-            };
-            (random.random_range(1..=12), padding)
-        };
-        let ids: Vec<String> = (0..count)
-            .map(|index| format!("{name}-{number}-{index}"))
-            .collect();
-        let body = batch(ids.iter().map(String::as_str), padding);
-        match request(address, "POST", "/v1/batch", &[BASIC], body.as_bytes()).await {
-            Ok(answer) if answer.status == 200 => {
-                acked.fetch_add(count, Ordering::Relaxed);
-                answered.extend(ids);
-            }
-            Ok(answer) => panic!("{answer:?}"),
-            Err(_) => break,
-        }
-    }
-    answered
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn killed_agent_delivers_every_acknowledged_event() {
-    let site = Site::new();
-    let tables: Arc<Mutex<Tables>> = Arc::default();
-    let collector = Collector::start(&site, &tables, Manner::Prompt).await;
-    let mut acknowledged = Vec::new();
-    for round in 0..10 {
-        // In some lives the collector is there, in others not.
-        let to = if round % 3 == 0 {
-            collector.address
-        } else {
-            nobody()
-        };
-        let mut process = Process::start(&site, to).await;
-        let acked = Arc::new(AtomicU64::new(0));
-        let posters: Vec<_> = (0..6)
-            .map(|poster| {
-                let name = format!("{round}-{poster}");
-                tokio::spawn(post_until_killed(process.address, name, acked.clone()))
-            })
-            .collect();
-        let moment = rand::rng().random_range(1..600);
-        until("enough is acknowledged", || {
-            acked.load(Ordering::Relaxed) >= moment
-        })
-        .await;
-        process.child.kill().await.unwrap();
-        for poster in posters {
-            acknowledged.extend(poster.await.unwrap());
-        }
-    }
-    let mut process = Process::start(&site, collector.address).await;
-    let arrived = || -> BTreeSet<String> { tables.lock().message_ids().into_iter().collect() };
-    until("all have arrived", || {
-        let arrived = arrived();
-        acknowledged.iter().all(|id| arrived.contains(id))
-    })
-    .await;
-    process.child.kill().await.unwrap();
-    let tables = tables.lock();
-    assert!(
-        acknowledged.len() > 300,
-        "the run did something: {}",
-        acknowledged.len()
-    );
-    assert_eq!(tables.epochs().len(), 1, "a kill needs no new epoch");
-    let ids = tables.message_ids();
-    assert_eq!(
-        ids.len(),
-        ids.iter().collect::<BTreeSet<_>>().len(),
-        "no event has two positions"
-    );
 }
 
 #[tokio::test]
