@@ -13,6 +13,9 @@ use headwater_service::logging::LogConfig;
 use headwater_service::tls::TlsFiles;
 use serde::Deserialize;
 
+/// Highest `http.request_events_max`.
+pub(crate) const REQUEST_EVENTS_MAX: usize = 200_000;
+
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
@@ -60,6 +63,9 @@ pub struct HttpConfig {
     /// Largest single event, in bytes. A larger one is kept as its first 64 KiB and quarantined.
     /// Default 1 MiB: thirty times what SDKs allow. Must stay below `collector.batch_bytes_max`.
     pub event_bytes_max: u64,
+    /// Most events in one request; above it 413. Default 20000: eight times what Segment allows. A
+    /// small body could otherwise become a large list in memory.
+    pub request_events_max: usize,
     /// Most open connections; more wait in the kernel's queue. Default 2048.
     pub connections_max: usize,
     /// Silence after which a connection is closed, in milliseconds. Default 75000: longer than the
@@ -83,6 +89,7 @@ impl Default for HttpConfig {
             body_bytes_max: 4 * MIB,
             inflated_bytes_max: 20 * MIB,
             event_bytes_max: MIB,
+            request_events_max: 20_000,
             connections_max: 2048,
             idle_timeout_ms: 75_000,
             memory_bytes_max: 128 * MIB,
@@ -332,6 +339,11 @@ impl Config {
                 && http.event_bytes_max + RECORD_OVERHEAD_BYTES <= collector.batch_bytes_max,
             "http.event_bytes_max",
             || "must be at least 1 KiB and 8 KiB below `collector.batch_bytes_max`".to_owned(),
+        )?;
+        check(
+            (1..=REQUEST_EVENTS_MAX).contains(&http.request_events_max),
+            "http.request_events_max",
+            || format!("must lie between 1 and {REQUEST_EVENTS_MAX}"),
         )?;
         check(
             (1..=65_536).contains(&http.connections_max),

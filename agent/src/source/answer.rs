@@ -1,5 +1,7 @@
 //! Every answer that the API can give, in one place.
 
+use std::collections::BTreeMap;
+
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use headwater_protocol::Invalid;
@@ -32,6 +34,13 @@ impl Rejected {
     }
 }
 
+/// What becomes of one event: accepted, or the class of its refusal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Verdict {
+    pub(super) id: String,
+    pub(super) refused: Option<&'static str>,
+}
+
 /// An answer.
 #[derive(Debug)]
 pub(super) enum Answer {
@@ -40,6 +49,10 @@ pub(super) enum Answer {
         accepted: u64,
         rejected: Vec<Rejected>,
     },
+    /// All events are durable; for a client that wants to hear it of each by its id.
+    StoredEach(Vec<Verdict>),
+    /// No feature is on.
+    Flags,
     Preflight,
     Unreadable(&'static str),
     UnknownKey(&'static str),
@@ -48,6 +61,9 @@ pub(super) enum Answer {
     Timeout,
     TooLarge {
         bytes_max: u64,
+    },
+    TooMany {
+        events_max: usize,
     },
     Busy {
         retry_after_s: u32,
@@ -72,6 +88,48 @@ struct Refused<'a> {
     success: bool,
     code: &'a str,
     message: &'a str,
+}
+
+/// PostHog's v1 answer. Its clients keep nothing that is `ok`, and report what is `drop`.
+#[derive(Serialize)]
+struct Results<'a> {
+    results: BTreeMap<&'a str, EventResult>,
+}
+
+#[derive(Serialize)]
+struct EventResult {
+    result: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<&'static str>,
+}
+
+impl<'a> Results<'a> {
+    fn of(verdicts: &'a [Verdict]) -> Self {
+        let result = |verdict: &'a Verdict| {
+            let result = EventResult {
+                result: if verdict.refused.is_none() {
+                    "ok"
+                } else {
+                    "drop"
+                },
+                details: verdict.refused,
+            };
+            (verdict.id.as_str(), result)
+        };
+        Self {
+            results: verdicts.iter().map(result).collect(),
+        }
+    }
+}
+
+/// What PostHog's clients expect where no feature exists.
+#[derive(Serialize, Default)]
+#[serde(rename_all = "camelCase")]
+struct Flags {
+    flags: BTreeMap<String, bool>,
+    feature_flags: BTreeMap<String, bool>,
+    feature_flag_payloads: BTreeMap<String, bool>,
+    errors_while_computing_flags: bool,
 }
 
 impl Answer {
@@ -107,7 +165,8 @@ impl Answer {
                 (header::ACCESS_CONTROL_ALLOW_METHODS, "POST, OPTIONS"),
                 (
                     header::ACCESS_CONTROL_ALLOW_HEADERS,
-                    "authorization, content-type, content-encoding, x-write-key, x-retry-count",
+                    "authorization, content-type, content-encoding, x-write-key, x-retry-count, \
+                     x-enable-debug, x-ip-policy",
                 ),
                 (header::ACCESS_CONTROL_MAX_AGE, "86400"),
             ] {
@@ -119,13 +178,15 @@ impl Answer {
 
     fn status(&self) -> (StatusCode, Option<u32>) {
         match self {
-            Self::Stored { .. } | Self::Preflight => (StatusCode::OK, None),
+            Self::Stored { .. } | Self::StoredEach(_) | Self::Flags | Self::Preflight => {
+                (StatusCode::OK, None)
+            }
             Self::Unreadable(_) => (StatusCode::BAD_REQUEST, None),
             Self::UnknownKey(_) => (StatusCode::UNAUTHORIZED, None),
             Self::NotFound => (StatusCode::NOT_FOUND, None),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, None),
             Self::Timeout => (StatusCode::REQUEST_TIMEOUT, None),
-            Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, None),
+            Self::TooLarge { .. } | Self::TooMany { .. } => (StatusCode::PAYLOAD_TOO_LARGE, None),
             Self::Busy { retry_after_s } => (StatusCode::TOO_MANY_REQUESTS, Some(*retry_after_s)),
             Self::Unavailable { retry_after_s, .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, Some(*retry_after_s))
@@ -149,6 +210,8 @@ impl Answer {
                 duplicates: 0,
                 rejected,
             }),
+            Self::StoredEach(verdicts) => to_json(&Results::of(verdicts)),
+            Self::Flags => to_json(&Flags::default()),
             Self::Preflight => b"{}".to_vec(),
             Self::Unreadable(message) => refused("unreadable", message),
             Self::UnknownKey(message) => refused("unknown_write_key", message),
@@ -161,6 +224,10 @@ impl Answer {
             Self::TooLarge { bytes_max } => refused(
                 "too_large",
                 &format!("the body is larger than {bytes_max} bytes"),
+            ),
+            Self::TooMany { events_max } => refused(
+                "too_many_events",
+                &format!("the body holds more than {events_max} events"),
             ),
             Self::Busy { .. } => refused("busy", "too much is waiting; send again later"),
             Self::Unavailable { message, .. } => refused("unavailable", message),

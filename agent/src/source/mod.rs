@@ -7,20 +7,25 @@
 //! | status | when |
 //! |---|---|
 //! | 200 | every event of the request is durable; bad ones are listed in `rejected` and quarantined later |
-//! | 400 | the body is not JSON or not what the path takes |
+//! | 400 | the body as a whole cannot be read, or is not what the path takes |
 //! | 401 | no write key, or one that is not configured |
 //! | 404, 405 | no such path; not POST |
 //! | 408 | the body did not arrive in time |
-//! | 413 | the body is above the hard cap |
+//! | 413 | the body is above a hard cap, of bytes or of events |
 //! | 429 | too much is waiting |
 //! | 503 | the buffer or the disk is full, or the agent stops |
 
 mod answer;
 mod body;
+mod body_form;
 mod connections;
+mod endpoint;
+mod facts;
+mod msgpack;
 mod places;
 mod request;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,10 +44,11 @@ use crate::metrics::{EVENTS_RECEIVED, REQUESTS};
 use crate::reload::{Live, Settings};
 use crate::sequencer::{Entry, Sequencer};
 
-use answer::Answer;
+use answer::{Answer, Verdict};
 use body::Memory;
 use connections::{Connections, Peer};
-use request::{Endpoint, Facts};
+use endpoint::Endpoint;
+use facts::Facts;
 
 /// Bodies up to this are parsed where they arrive; larger ones on a thread that may block.
 const INLINE_BYTES_MAX: usize = 64 * 1024;
@@ -100,12 +106,15 @@ impl Source {
             Method::POST => {}
             _ => return Answer::MethodNotAllowed,
         }
+        if endpoint == Endpoint::Flags {
+            return Answer::Flags;
+        }
         let live = self.shared.settings.now();
         let config = &live.http;
         self.shared.memory.set_bytes(config.memory_bytes_max);
         let facts = Facts::of(
             &request,
-            peer,
+            Some(peer.ip()),
             config.trust_forwarded_for,
             self.shared.clock.now(),
         );
@@ -149,14 +158,36 @@ impl Source {
                 let accepted = prepared.records.len() as u64 - rejected;
                 counter!(EVENTS_RECEIVED, "verdict" => "accepted").increment(accepted);
                 counter!(EVENTS_RECEIVED, "verdict" => "rejected").increment(rejected);
-                prepared.unreadable.unwrap_or(Answer::Stored {
-                    accepted,
-                    rejected: prepared.rejected,
-                })
+                answer_of(prepared, accepted)
             }
             Err(error) => Answer::of_append_error(&error, live.http.retry_after_s),
         }
     }
+}
+
+/// Returns the answer to a request whose events are durable.
+fn answer_of(prepared: request::Prepared, accepted: u64) -> Answer {
+    if let Some(answer) = prepared.unreadable {
+        return answer;
+    }
+    let Some(ids) = prepared.named else {
+        return Answer::Stored {
+            accepted,
+            rejected: prepared.rejected,
+        };
+    };
+    let refused: HashMap<usize, &'static str> = prepared
+        .rejected
+        .iter()
+        .map(|rejected| (rejected.index, rejected.code))
+        .collect();
+    let verdicts = ids.into_iter().enumerate().filter_map(|(index, id)| {
+        Some(Verdict {
+            id: id?,
+            refused: refused.get(&index).copied(),
+        })
+    });
+    Answer::StoredEach(verdicts.collect())
 }
 
 async fn handle(

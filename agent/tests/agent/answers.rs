@@ -1,8 +1,12 @@
 //! What SDKs send and what they hear.
 
 use std::io::Write;
+use std::sync::Arc;
 
-use crate::harness::{Agent, BASIC, Site, batch, event, nobody, post, request};
+use headwater_protocol::Record;
+
+use crate::collector::{Collector, Manner};
+use crate::harness::{Agent, BASIC, Response, Site, batch, event, nobody, post, request};
 
 fn gzip(text: &str) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
@@ -52,6 +56,12 @@ async fn every_client_form_is_answered_as_it_expects() {
             r#"{"userId":"u","previousId":"v"}"#.into(),
             200,
         ),
+        (
+            "/api/s/s2s/track",
+            &[("x-write-key", "key-1")],
+            single.into(),
+            200,
+        ),
         ("/v1/batch", &[WRONG], one.clone().into(), 401),
         ("/v1/batch", &[], one.clone().into(), 401),
         (
@@ -98,6 +108,117 @@ async fn every_client_form_is_answered_as_it_expects() {
             .status,
         405
     );
+    agent.stop().await;
+}
+
+/// A request to `/v1/events` with the key of company `acme`.
+async fn post_events_as(agent: &Agent, content_type: &str, body: &[u8]) -> Response {
+    let headers = [BASIC, ("content-type", content_type)];
+    let answer = request(agent.address, "POST", "/v1/events", &headers, body).await;
+    answer.unwrap()
+}
+
+#[tokio::test]
+async fn plain_events_come_in_every_form_and_keep_their_bytes() {
+    let site = Site::new();
+    let tables = Arc::default();
+    let collector = Collector::start(&site, &tables, Manner::Prompt).await;
+    let agent = Agent::start(site.config(collector.address)).await;
+    let lines = format!(
+        "{}\r\n\n  {} \nno json\n",
+        event("line-1", 0),
+        event("line-2", 0)
+    );
+    let array = format!("[{}, {},7]", event("item-1", 0), event("item-2", 0));
+    let pretty = "{\n  \"type\": \"track\",\n  \"event\": \"E\",\n  \"userId\": \"u\"\n}\n";
+    let packed: &[u8] = b"\x92\x83\xa4type\xa8identify\xa6userId\xa1u\xa9messageId\xa6pack-1\x07";
+    const JSON: &str = "application/json";
+    const PACKED: &str = "application/msgpack";
+    for (content_type, body, accepted, rejected) in [
+        ("application/x-ndjson", lines.as_bytes(), 2, &[2][..]),
+        ("text/plain", lines.as_bytes(), 2, &[2]),
+        (JSON, array.as_bytes(), 2, &[2]),
+        (JSON, pretty.as_bytes(), 1, &[]),
+        (JSON, b"[]", 0, &[]),
+        (JSON, b"", 0, &[]),
+        (PACKED, packed, 1, &[1]),
+        ("application/x-msgpack; charset=binary", b"\x90", 0, &[]),
+    ] {
+        let answer = post_events_as(&agent, content_type, body).await;
+        let shown = String::from_utf8_lossy(body);
+        assert_eq!(answer.status, 200, "{content_type} {shown}: {answer:?}");
+        let json = answer.json();
+        let refused: Vec<_> = json["rejected"].as_array().unwrap().clone();
+        let refused: Vec<u64> = refused
+            .iter()
+            .map(|it| it["index"].as_u64().unwrap())
+            .collect();
+        assert_eq!(json["accepted"], accepted, "{content_type} {shown}");
+        assert_eq!(refused, rejected, "{content_type} {shown}");
+    }
+    agent.until_drained().await;
+    let records: Vec<Record> = tables.lock().events.values().flatten().cloned().collect();
+    let bodies: Vec<String> = records
+        .into_iter()
+        .map(|record| String::from_utf8(record.body.into_vec()).unwrap())
+        .collect();
+    let mut expected = Vec::new();
+    for _ in 0..2 {
+        expected.extend([event("line-1", 0), event("line-2", 0), "no json".to_owned()]);
+    }
+    expected.extend([event("item-1", 0), event("item-2", 0), "7".to_owned()]);
+    expected.push(pretty.trim().to_owned());
+    expected.push(r#"{"type":"identify","userId":"u","messageId":"pack-1"}"#.to_owned());
+    expected.push("7".to_owned());
+    assert_eq!(bodies, expected);
+    agent.stop().await;
+    collector.stop().await;
+}
+
+#[tokio::test]
+async fn plain_events_that_nobody_can_read_are_refused_as_a_whole() {
+    let site = Site::new();
+    let mut config = site.config(nobody());
+    config.http.request_events_max = 2;
+    let agent = Agent::start(config).await;
+    const JSON: &str = "application/json";
+    const PACKED: &str = "application/vnd.msgpack";
+    for (content_type, body, status, code) in [
+        (JSON, &b"hello\nworld"[..], 400, "unreadable"),
+        (JSON, b"[{},", 400, "unreadable"),
+        (JSON, b"[1,2,3]", 413, "too_many_events"),
+        (JSON, b"1\n2\n3", 413, "too_many_events"),
+        ("application/x-ndjson", b"no\nnor this", 400, "unreadable"),
+        (PACKED, b"", 400, "unreadable"),
+        (PACKED, b"\xc1", 400, "unreadable"),
+        (PACKED, b"\x92\x80", 400, "unreadable"),
+        (PACKED, b"\x93\x80\x80\x80", 413, "too_many_events"),
+    ] {
+        let answer = post_events_as(&agent, content_type, body).await;
+        let shown = String::from_utf8_lossy(body);
+        assert_eq!(answer.status, status, "{content_type} {shown}: {answer:?}");
+        assert_eq!(answer.json()["code"], code, "{content_type} {shown}");
+    }
+    let nobody = request(agent.address, "POST", "/v1/events", &[], b"{}").await;
+    assert_eq!(nobody.unwrap().status, 401);
+    let batch = post(agent.address, "/v1/batch", r#"{"batch":[1,2,3]}"#).await;
+    assert_eq!(batch.status, 413);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn features_are_all_off() {
+    let site = Site::new();
+    let agent = Agent::start(site.config(nobody())).await;
+    let body = br#"{"api_key":"key-1","distinct_id":"u"}"#;
+    let answer = request(agent.address, "POST", "/flags/?v=2", &[], body).await;
+    let answer = answer.unwrap();
+    assert_eq!(answer.status, 200);
+    let expected = serde_json::json!({
+        "flags": {}, "featureFlags": {}, "featureFlagPayloads": {},
+        "errorsWhileComputingFlags": false,
+    });
+    assert_eq!(answer.json(), expected);
     agent.stop().await;
 }
 

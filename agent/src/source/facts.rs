@@ -1,0 +1,160 @@
+//! What a request says besides its body: who sends, from where, at which attempt.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use axum::extract::Request;
+use axum::http::{HeaderMap, header};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use headwater_protocol::{EventType, Record};
+use headwater_service::clock::Micros;
+use serde_bytes::ByteBuf;
+
+use super::body_form::Declared;
+use crate::config::WriteKey;
+
+const USER_AGENT_BYTES_MAX: usize = 512;
+
+/// What the request says besides its body.
+#[derive(Debug)]
+pub(super) struct Facts {
+    received_at: Micros,
+    path: String,
+    /// Write key of the headers.
+    pub(super) write_key: Option<String>,
+    /// What the headers say about the body.
+    pub(super) declared: Declared,
+    /// When the client sent this request, where a header says so; a body may say it too.
+    pub(super) sent_at: Option<String>,
+    attempt: Option<u32>,
+    ip: Option<String>,
+    user_agent: Option<String>,
+}
+
+impl Facts {
+    /// Reads the head of `request`; `peer` is `None` for a client on the Unix socket.
+    pub(super) fn of(
+        request: &Request,
+        peer: Option<IpAddr>,
+        trust_forwarded_for: bool,
+        now: Micros,
+    ) -> Self {
+        let headers = request.headers();
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let forwarded = text("x-forwarded-for")
+            .filter(|_| trust_forwarded_for)
+            .and_then(|list| list.rsplit(',').next()?.trim().parse().ok());
+        Self {
+            received_at: now,
+            path: request.uri().path().to_owned(),
+            write_key: header_key(headers),
+            declared: Declared::of(text("content-type")),
+            sent_at: text("posthog-request-timestamp").map(str::to_owned),
+            attempt: attempt(text("x-retry-count"), text("posthog-attempt")),
+            ip: forwarded.or(peer).map(truncate_ip),
+            user_agent: text("user-agent").map(|text| cut(text, USER_AGENT_BYTES_MAX).to_owned()),
+        }
+    }
+
+    /// Returns the record of one event of the request.
+    pub(super) fn record(
+        &self,
+        key: &WriteKey,
+        kind: Option<EventType>,
+        sent_at: Option<&str>,
+        body: &[u8],
+    ) -> Record {
+        Record {
+            received_at: self.received_at,
+            company_id: key.company.clone(),
+            source_id: key.source.clone(),
+            source_kind: key.kind,
+            path: self.path.clone(),
+            event_type: kind,
+            sent_at: sent_at.map(str::to_owned),
+            attempt: self.attempt,
+            ip: self.ip.clone(),
+            user_agent: self.user_agent.clone(),
+            body: ByteBuf::from(body),
+            skew_ms: None,
+        }
+    }
+}
+
+/// Returns how often the client had tried before: Segment counts retries, PostHog attempts.
+fn attempt(retries: Option<&str>, attempts: Option<&str>) -> Option<u32> {
+    let number = |text: &str| text.trim().parse::<u32>().ok();
+    let retries = retries.and_then(number);
+    retries.or_else(|| attempts.and_then(number)?.checked_sub(1))
+}
+
+/// Returns the write key of the headers: Basic user, Bearer token or `X-Write-Key`.
+fn header_key(headers: &HeaderMap) -> Option<String> {
+    let own = headers
+        .get("x-write-key")
+        .and_then(|value| value.to_str().ok());
+    if let Some(key) = own.map(str::trim).filter(|key| !key.is_empty()) {
+        return Some(key.to_owned());
+    }
+    let (scheme, value) = headers
+        .get(header::AUTHORIZATION)?
+        .to_str()
+        .ok()?
+        .split_once(' ')?;
+    let value = value.trim();
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return Some(value.to_owned());
+    }
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let decoded = String::from_utf8(STANDARD.decode(value).ok()?).ok()?;
+    let user = decoded
+        .split_once(':')
+        .map_or(decoded.as_str(), |(user, _)| user);
+    (!user.is_empty()).then(|| user.to_owned())
+}
+
+/// Returns the network of an address: /24 for IPv4, /48 for IPv6. The rest never reaches the disk.
+fn truncate_ip(ip: IpAddr) -> String {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            let [a, b, c, _] = ip.octets();
+            IpAddr::from([a, b, c, 0]).to_string()
+        }
+        IpAddr::V6(ip) => {
+            let [a, b, c, ..] = ip.segments();
+            Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0).to_string()
+        }
+    }
+}
+
+/// Returns at most `bytes_max` bytes of `text`, cut between characters.
+pub(super) fn cut(text: &str, bytes_max: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes_max)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_cut_to_their_network() {
+        for (ip, expected) in [
+            ("203.0.113.77", "203.0.113.0"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1::"),
+            ("::ffff:203.0.113.77", "203.0.113.0"),
+        ] {
+            assert_eq!(truncate_ip(ip.parse().unwrap()), expected);
+        }
+    }
+
+    #[test]
+    fn attempts_and_retries_are_one_count() {
+        assert_eq!(attempt(Some("2"), None), Some(2));
+        assert_eq!(attempt(None, Some("1")), Some(0));
+        assert_eq!(attempt(None, Some("3")), Some(2));
+        assert_eq!(attempt(None, Some("0")), None);
+        assert_eq!(attempt(Some("many"), None), None);
+    }
+}
