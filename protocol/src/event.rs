@@ -1,13 +1,15 @@
-//! The one definition of an event: what Segment-family bodies mean and when they are invalid.
+//! The one definition of an event: what the bodies of clients mean and when they are invalid.
 //!
 //! The agent's front uses it for its verdicts, the collector for staging. Validation never looks at
 //! a clock, and an invalid event keeps its place: it is quarantined, not dropped.
+
+pub(crate) mod posthog;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use crate::head::{self, Fields, Verdict};
+use crate::head::{self, Fields, Form, Verdict};
 use crate::record::Record;
 use crate::timestamp;
 
@@ -143,7 +145,9 @@ impl Event {
     /// # Errors
     /// [`Invalid`] names the first field at fault.
     pub fn from_record(record: &Record) -> Result<Self, Invalid> {
-        Self::parse(&record.body, record.event_type, record.sent_at.as_deref())
+        let mut event = Self::parse(&record.body, record.event_type, record.sent_at.as_deref())?;
+        posthog::add_library(&mut event, record.user_agent.as_deref());
+        Ok(event)
     }
 
     /// Parses and validates one event.
@@ -164,23 +168,28 @@ impl Event {
             return Err(invalid(Failure::PayloadFormat, "$", "is not a JSON object"));
         };
         let Verdict {
+            form,
             event_type,
             original_timestamp,
         } = head::judge(&Fields::of(&object), path_type)?;
         // The hash must not change when a retry refreshes `sentAt`.
         let own_sent_at = object.remove("sentAt");
-        let payload_sha256 = payload_hash(&object);
-        let name = match event_type {
-            EventType::Track => text(&object, "event"),
-            EventType::Page | EventType::Screen => text(&object, "name"),
-            _ => None,
-        };
         // A `sentAt` that cannot be read only loses the skew correction.
         let sent_at = own_sent_at
             .as_ref()
             .and_then(Value::as_str)
             .or(batch_sent_at)
             .and_then(timestamp::parse);
+        if form == Form::PostHog {
+            let event = posthog::build(object, event_type, original_timestamp, sent_at);
+            return Ok(event);
+        }
+        let payload_sha256 = payload_hash(&object);
+        let name = match event_type {
+            EventType::Track => text(&object, "event"),
+            EventType::Page | EventType::Screen => text(&object, "name"),
+            _ => None,
+        };
         let properties = map(&mut object, "properties").unwrap_or_default();
         let context = map(&mut object, "context").unwrap_or_default();
         let traits = map(&mut object, "traits");
@@ -190,7 +199,7 @@ impl Event {
         let group_id = text(&object, "groupId");
         let previous_id = text(&object, "previousId");
         let id_from_server = message_id.is_none();
-        let message_id = message_id.unwrap_or_else(|| format!("payload-{}", hex(&payload_sha256)));
+        let message_id = message_id.unwrap_or_else(|| payload_id(&payload_sha256));
         Ok(Self {
             event_type,
             message_id,
@@ -233,6 +242,11 @@ fn map(object: &mut Map<String, Value>, key: &str) -> Option<Map<String, Value>>
         Value::Object(map) => Some(map),
         _ => None,
     }
+}
+
+/// Returns the id of an event whose client gave it none.
+fn payload_id(payload_sha256: &[u8; 16]) -> String {
+    format!("payload-{}", hex(payload_sha256))
 }
 
 fn payload_hash(object: &Map<String, Value>) -> [u8; 16] {
@@ -336,6 +350,31 @@ mod tests {
                 r#"{"type":"track","event":"E","userId":"u","properties":[1]}"#,
                 Failure::SchemaViolation,
                 "$.properties",
+            ),
+            (
+                r#"{"distinct_id":"u","uuid":"1"}"#,
+                Failure::SchemaViolation,
+                "$.event",
+            ),
+            (
+                r#"{"distinct_id":"u","event":" "}"#,
+                Failure::SchemaViolation,
+                "$.event",
+            ),
+            (
+                r#"{"distinct_id":"u","event":"E","timestamp":7}"#,
+                Failure::TimeInvalid,
+                "$.timestamp",
+            ),
+            (
+                r#"{"distinct_id":"u","event":"E","properties":[]}"#,
+                Failure::SchemaViolation,
+                "$.properties",
+            ),
+            (
+                r#"{"distinct_id":"","event":"E"}"#,
+                Failure::Protocol,
+                "$.type",
             ),
         ];
         for (body, failure, path) in cases {

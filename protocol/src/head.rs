@@ -8,17 +8,17 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use crate::event::{EventType, Failure, Invalid, MESSAGE_ID_CHARS_MAX};
+use crate::event::{EventType, Failure, Invalid, MESSAGE_ID_CHARS_MAX, posthog};
 use crate::timestamp;
 
 /// The ids of an event and the verdict on it. Blank ids count as missing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Head<'a> {
-    /// `messageId`.
+    /// `messageId`, or PostHog's `uuid`.
     pub message_id: Option<Cow<'a, str>>,
-    /// `userId`.
+    /// `userId`, or PostHog's `distinct_id`.
     pub user_id: Option<Cow<'a, str>>,
-    /// `anonymousId`.
+    /// `anonymousId`. PostHog's stands in properties that are not read here: missing.
     pub anonymous_id: Option<Cow<'a, str>>,
     /// `sentAt` of the event itself.
     pub sent_at: Option<Cow<'a, str>>,
@@ -39,9 +39,13 @@ impl<'a> Head<'a> {
             None => return Self::not("is not JSON"),
         };
         let invalid = judge(&fields, path_type).err();
+        let (message_id, user_id) = match Form::of(&fields, path_type) {
+            Form::Segment => (fields.message_id, fields.user_id),
+            Form::PostHog => (fields.uuid, fields.distinct_id),
+        };
         Self {
-            message_id: fields.message_id.into_text(),
-            user_id: fields.user_id.into_text(),
+            message_id: message_id.into_text(),
+            user_id: user_id.into_text(),
             anonymous_id: fields.anonymous_id.into_text(),
             sent_at: fields.sent_at.into_text(),
             invalid,
@@ -60,8 +64,31 @@ impl<'a> Head<'a> {
     }
 }
 
+/// Whose fields an event has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Segment's, RudderStack's, Jitsu's and Headwater's own.
+    Segment,
+    /// PostHog's, see [`posthog`].
+    PostHog,
+}
+
+impl Form {
+    fn of(fields: &Fields<'_>, path_type: Option<EventType>) -> Self {
+        let has_segment_id = [&fields.message_id, &fields.user_id, &fields.anonymous_id]
+            .into_iter()
+            .any(Field::is_text);
+        if path_type.is_none() && fields.distinct_id.is_text() && !has_segment_id {
+            Self::PostHog
+        } else {
+            Self::Segment
+        }
+    }
+}
+
 /// What the rules find out on their way.
 pub(crate) struct Verdict {
+    pub(crate) form: Form,
     pub(crate) event_type: EventType,
     /// Microseconds since the Unix epoch.
     pub(crate) original_timestamp: Option<i64>,
@@ -69,33 +96,36 @@ pub(crate) struct Verdict {
 
 /// The rules. They never look at a clock; the error names the first field at fault.
 pub(crate) fn judge(fields: &Fields<'_>, path_type: Option<EventType>) -> Result<Verdict, Invalid> {
-    let invalid = |failure, path, message| Invalid {
-        failure,
-        path,
-        message,
+    let form = Form::of(fields, path_type);
+    let event_type = match form {
+        Form::PostHog => fields.event.as_str().map(posthog::event_type),
+        Form::Segment => path_type.or_else(|| EventType::parse(fields.kind.as_str()?)),
     };
-    let event_type = path_type
-        .or_else(|| EventType::parse(fields.kind.as_str()?))
-        .ok_or_else(|| {
-            invalid(
-                Failure::Protocol,
-                "$.type",
-                "is missing or not a known type",
-            )
-        })?;
-    if fields
-        .message_id
+    let event_type = event_type.ok_or_else(|| match form {
+        Form::PostHog => invalid(Failure::SchemaViolation, "$.event", "is missing"),
+        Form::Segment => invalid(
+            Failure::Protocol,
+            "$.type",
+            "is missing or not a known type",
+        ),
+    })?;
+    let (id, id_path) = match form {
+        Form::PostHog => (&fields.uuid, "$.uuid"),
+        Form::Segment => (&fields.message_id, "$.messageId"),
+    };
+    if id
         .as_str()
         .is_some_and(|id| !id.trim().is_empty() && id.chars().count() > MESSAGE_ID_CHARS_MAX)
     {
         return Err(invalid(
             Failure::Protocol,
-            "$.messageId",
+            id_path,
             "is longer than 100 characters",
         ));
     }
-    if !fields.user_id.is_text() && !fields.anonymous_id.is_text() && event_type != EventType::Alias
-    {
+    let is_anybody =
+        form == Form::PostHog || fields.user_id.is_text() || fields.anonymous_id.is_text();
+    if !is_anybody && event_type != EventType::Alias {
         return Err(invalid(
             Failure::IdentityMissing,
             "$.userId",
@@ -105,23 +135,7 @@ pub(crate) fn judge(fields: &Fields<'_>, path_type: Option<EventType>) -> Result
     if event_type == EventType::Track && !fields.event.is_text() {
         return Err(invalid(Failure::SchemaViolation, "$.event", "is missing"));
     }
-    let time = match &fields.original_timestamp {
-        Field::Missing => &fields.timestamp,
-        present => present,
-    };
-    let original_timestamp = match time {
-        Field::Missing => None,
-        time => {
-            let parsed = time.as_str().and_then(timestamp::parse);
-            Some(parsed.ok_or_else(|| {
-                invalid(
-                    Failure::TimeInvalid,
-                    "$.timestamp",
-                    "is not an ISO-8601 time",
-                )
-            })?)
-        }
-    };
+    let original_timestamp = original_timestamp(fields)?;
     for (field, path) in [
         (&fields.properties, "$.properties"),
         (&fields.context, "$.context"),
@@ -132,9 +146,36 @@ pub(crate) fn judge(fields: &Fields<'_>, path_type: Option<EventType>) -> Result
         }
     }
     Ok(Verdict {
+        form,
         event_type,
         original_timestamp,
     })
+}
+
+fn original_timestamp(fields: &Fields<'_>) -> Result<Option<i64>, Invalid> {
+    let time = match &fields.original_timestamp {
+        Field::Missing => &fields.timestamp,
+        present => present,
+    };
+    if matches!(time, Field::Missing) {
+        return Ok(None);
+    }
+    let parsed = time.as_str().and_then(timestamp::parse);
+    parsed.map(Some).ok_or_else(|| {
+        invalid(
+            Failure::TimeInvalid,
+            "$.timestamp",
+            "is not an ISO-8601 time",
+        )
+    })
+}
+
+fn invalid(failure: Failure, path: &'static str, message: &'static str) -> Invalid {
+    Invalid {
+        failure,
+        path,
+        message,
+    }
 }
 
 /// The fields that decide. A key that comes twice counts as its last.
@@ -151,6 +192,8 @@ pub(crate) struct Fields<'a> {
     properties: Field<'a>,
     context: Field<'a>,
     traits: Field<'a>,
+    distinct_id: Field<'a>,
+    uuid: Field<'a>,
 }
 
 impl<'a> Fields<'a> {
@@ -178,6 +221,8 @@ impl<'a> Fields<'a> {
             "properties" => &mut self.properties,
             "context" => &mut self.context,
             "traits" => &mut self.traits,
+            "distinct_id" => &mut self.distinct_id,
+            "uuid" => &mut self.uuid,
             _ => return None,
         };
         Some(place)
@@ -421,6 +466,8 @@ mod tests {
             "properties",
             "context",
             "traits",
+            "distinct_id",
+            "uuid",
             "x",
         ])
     }
@@ -430,15 +477,21 @@ mod tests {
         #[test]
         fn the_front_and_the_collector_come_to_one_verdict(
             entries in prop::collection::vec((key(), value()), 0..9),
-            sound in any::<bool>(),
+            sound in prop::option::of(prop::sample::select(vec![Form::Segment, Form::PostHog])),
             path_type in prop::option::of(prop::sample::select(vec![EventType::Track, EventType::Alias])),
         ) {
             let mut entries: Vec<String> = entries
                 .iter()
                 .map(|(key, value)| format!("\"{key}\":{value}"))
                 .collect();
-            if sound {
-                entries.push(r#""type":"track","event":"E","userId":"u""#.to_owned());
+            match sound {
+                None => {}
+                Some(Form::Segment) => {
+                    entries.push(r#""type":"track","event":"E","userId":"u""#.to_owned());
+                }
+                Some(Form::PostHog) => {
+                    entries.push(r#""event":"$pageview","distinct_id":"u","uuid":"1""#.to_owned());
+                }
             }
             agree(format!("{{{}}}", entries.join(",")).as_bytes(), path_type);
         }

@@ -207,6 +207,70 @@ async fn plain_events_that_nobody_can_read_are_refused_as_a_whole() {
 }
 
 #[tokio::test]
+async fn posthog_v0_brings_its_key_in_the_body() {
+    let site = Site::new();
+    let agent = Agent::start(site.config(nobody())).await;
+    let body = r#"{"api_key":"key-1","sent_at":"2026-01-01T00:00:00+00:00","batch":[
+        {"event":"E","distinct_id":"u","uuid":"id-1","timestamp":"2026-01-01T00:00:00+00:00","properties":{}},
+        {"distinct_id":"u","uuid":"id-2","properties":{}}]}"#;
+    let answer = request(agent.address, "POST", "/batch/", &[], body.as_bytes()).await;
+    let answer = answer.unwrap();
+    assert_eq!(answer.status, 200);
+    let expected = serde_json::json!({
+        "success": true, "accepted": 1, "duplicates": 0, "rejected": [
+            {"index": 1, "messageId": "id-2", "code": "schema_violation", "path": "$.event"},
+        ]
+    });
+    assert_eq!(answer.json(), expected);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn posthog_v1_hears_of_each_event_by_its_uuid() {
+    let site = Site::new();
+    let tables = Arc::default();
+    let collector = Collector::start(&site, &tables, Manner::Prompt).await;
+    let agent = Agent::start(site.config(collector.address)).await;
+    const PATH: &str = "/i/v1/analytics/events";
+    const BEARER: (&str, &str) = ("authorization", "Bearer key-1");
+    let headers = [
+        BEARER,
+        ("posthog-attempt", "2"),
+        ("posthog-request-timestamp", "2026-01-02T00:00:00Z"),
+    ];
+    let body = r#"{"created_at":"2026-01-01T00:00:00Z","batch":[
+        {"event":"E","distinct_id":"u","uuid":"id-1","timestamp":"2026-01-01T00:00:00Z","options":{},"properties":{}},
+        {"event":"E","distinct_id":"u","uuid":"id-2","timestamp":"soon","options":{},"properties":{}},
+        {"event":"E","distinct_id":"u","options":{},"properties":{}}]}"#;
+    let answer = request(agent.address, "POST", PATH, &headers, body.as_bytes()).await;
+    let answer = answer.unwrap();
+    assert_eq!(answer.status, 200);
+    let expected = serde_json::json!({"results": {
+        "id-1": {"result": "ok"},
+        "id-2": {"result": "drop", "details": "time_invalid"},
+    }});
+    assert_eq!(answer.json(), expected);
+    agent.until_drained().await;
+    let records: Vec<Record> = tables.lock().events.values().flatten().cloned().collect();
+    assert_eq!(records.len(), 3);
+    for record in records {
+        assert_eq!(record.attempt, Some(1), "one attempt went before");
+        assert_eq!(record.sent_at.as_deref(), Some("2026-01-02T00:00:00Z"));
+    }
+    for (headers, body, status) in [
+        (&[BEARER][..], "{", 400),
+        (&[BEARER], r#"{"batch":7}"#, 400),
+        (&[], r#"{"batch":[]}"#, 401),
+        (&[BEARER], r#"{"batch":[]}"#, 200),
+    ] {
+        let answer = request(agent.address, "POST", PATH, headers, body.as_bytes()).await;
+        assert_eq!(answer.unwrap().status, status, "{body}");
+    }
+    agent.stop().await;
+    collector.stop().await;
+}
+
+#[tokio::test]
 async fn features_are_all_off() {
     let site = Site::new();
     let agent = Agent::start(site.config(nobody())).await;

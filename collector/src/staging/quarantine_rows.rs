@@ -221,5 +221,6 @@ fn names(body: &[u8]) -> (Option<String>, Option<String>) {
         let text = value.get(key)?.as_str()?;
         Some(text.chars().take(TEXT_CHARS_MAX).collect())
     };
-    (text("event"), text("messageId"))
+    let message_id = text("messageId").or_else(|| text("uuid"));
+    (text("event"), message_id)
 }

@@ -1,0 +1,252 @@
+//! PostHog's form of an event: `event`, `distinct_id`, `uuid`, `timestamp`, `properties`.
+//!
+//! It is told by its shape, because PostHog's path `/batch/` is one of Segment's clients, too: it has
+//! a `distinct_id` and none of Segment's ids.
+//!
+//! | PostHog | [`Event`] |
+//! |---|---|
+//! | `uuid` | `message_id` |
+//! | `$pageview`, `$screen`, `$identify`, `$set`, `$groupidentify`, `$create_alias` | a `page`, `screen`, `identify`, `identify`, `group`, `alias` call |
+//! | any other `event` | a `track` of that name |
+//! | `distinct_id` | `user_id`; `anonymous_id` where the client says that it is no known person |
+//! | `properties.$anon_distinct_id`, `properties.$device_id` | `anonymous_id` |
+//! | `properties`, with v1's `session_id` and `window_id` | `properties` |
+//! | `properties.$session_id`, `properties.$window_id` | the same without `$`, too |
+//! | `properties.$lib`, `$current_url`, … and v1's `options` | `context` |
+//! | `$set`, `$group_set` | `traits` |
+
+use serde_json::{Map, Value, json};
+
+use super::{Event, EventType, map, payload_hash, payload_id, text};
+type Object = Map<String, Value>;
+
+/// Returns the kind of call that a PostHog event of this name is.
+pub(crate) fn event_type(name: &str) -> EventType {
+    match name {
+        "$pageview" => EventType::Page,
+        "$screen" => EventType::Screen,
+        "$identify" | "$set" => EventType::Identify,
+        "$groupidentify" => EventType::Group,
+        "$create_alias" => EventType::Alias,
+        _ => EventType::Track,
+    }
+}
+
+/// Builds a PostHog event that the rules have found valid; times in microseconds since the Unix
+/// epoch.
+pub(super) fn build(
+    mut object: Object,
+    event_type: EventType,
+    original_timestamp: Option<i64>,
+    sent_at: Option<i64>,
+) -> Event {
+    let payload_sha256 = payload_hash(&object);
+    let message_id = text(&object, "uuid");
+    let mut properties = map(&mut object, "properties").unwrap_or_default();
+    let mut user_id = text(&object, "distinct_id");
+    let mut anonymous_id =
+        text(&properties, "$anon_distinct_id").or_else(|| text(&properties, "$device_id"));
+    if is_unknown_person(&object, &properties) {
+        anonymous_id = user_id.take();
+    }
+    let name = match event_type {
+        EventType::Track => text(&object, "event"),
+        EventType::Page => text(&properties, "title"),
+        EventType::Screen => text(&properties, "$screen_name"),
+        _ => None,
+    };
+    let of_type = |wanted, key| {
+        (event_type == wanted)
+            .then(|| text(&properties, key))
+            .flatten()
+    };
+    let group_id = of_type(EventType::Group, "$group_key");
+    let previous_id = of_type(EventType::Alias, "alias");
+    let traits = traits(&mut object, &properties, event_type);
+    let context = context(&mut object, &properties);
+    for (key, own) in [("session_id", "$session_id"), ("window_id", "$window_id")] {
+        let value = object.remove(key).or_else(|| properties.get(own).cloned());
+        if let Some(value) = value
+            && !properties.contains_key(key)
+        {
+            properties.insert(key.to_owned(), value);
+        }
+    }
+    Event {
+        event_type,
+        id_from_server: message_id.is_none(),
+        message_id: message_id.unwrap_or_else(|| payload_id(&payload_sha256)),
+        payload_sha256,
+        name,
+        user_id,
+        anonymous_id,
+        group_id,
+        previous_id,
+        original_timestamp,
+        sent_at,
+        properties,
+        context,
+        traits,
+    }
+}
+
+/// Returns whether the client says that `distinct_id` names a device or nobody.
+fn is_unknown_person(object: &Object, properties: &Object) -> bool {
+    let option = object
+        .get("options")
+        .and_then(|options| options.get("process_person_profile"));
+    let claims = [
+        option,
+        properties.get("$process_person_profile"),
+        properties.get("$is_identified"),
+    ];
+    claims.contains(&Some(&Value::Bool(false)))
+}
+
+fn traits(object: &mut Object, properties: &Object, event_type: EventType) -> Option<Object> {
+    let group = (event_type == EventType::Group).then(|| properties.get("$group_set"));
+    let found = match group {
+        Some(group) => group.cloned(),
+        None => object
+            .remove("$set")
+            .or_else(|| properties.get("$set").cloned()),
+    };
+    match found {
+        Some(Value::Object(traits)) => Some(traits),
+        _ => None,
+    }
+}
+
+/// Returns what the client says about itself, under the names that other clients use.
+fn context(object: &mut Object, properties: &Object) -> Object {
+    let mut context = Map::new();
+    let mut put = |section: Option<&str>, key: &str, property: &str| {
+        let Some(value) = properties.get(property).filter(|value| value.is_string()) else {
+            return;
+        };
+        let target = match section {
+            None => &mut context,
+            Some(section) => {
+                let section = context
+                    .entry(section)
+                    .or_insert_with(|| Value::Object(Map::new()));
+                section.as_object_mut().expect("made as an object above")
+            }
+        };
+        target.insert(key.to_owned(), value.clone());
+    };
+    put(Some("library"), "name", "$lib");
+    put(Some("library"), "version", "$lib_version");
+    put(Some("page"), "url", "$current_url");
+    put(Some("page"), "path", "$pathname");
+    put(Some("page"), "referrer", "$referrer");
+    put(None, "userAgent", "$raw_user_agent");
+    put(None, "timezone", "$timezone");
+    put(None, "locale", "$browser_language");
+    if let Some(options) = object.remove("options") {
+        context.insert("options".to_owned(), options);
+    }
+    context
+}
+
+/// Adds the library to an event that leaves it to the request's `User-Agent`, as v1 does:
+/// `posthog-python/7.91.1`.
+pub(super) fn add_library(event: &mut Event, user_agent: Option<&str>) {
+    let product = user_agent.and_then(|agent| agent.split(' ').next());
+    let Some((name, version)) = product.and_then(|product| product.split_once('/')) else {
+        return;
+    };
+    if name.starts_with("posthog") && !event.context.contains_key("library") {
+        let library = json!({"name": name, "version": version});
+        event.context.insert("library".to_owned(), library);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::timestamp;
+
+    fn read(body: &str) -> Event {
+        Event::parse(body.as_bytes(), None, Some("2026-01-02T00:00:00Z")).unwrap()
+    }
+
+    #[test]
+    fn an_event_of_v0_keeps_everything() {
+        let event = read(
+            r#"{"event":"Conversation Started","distinct_id":"u1","uuid":"019a-1",
+                "timestamp":"2026-01-01T00:00:00.5+00:00","type":"capture",
+                "properties":{"conversation_id":"c1","$lib":"posthog-python","$lib_version":"7.91.1",
+                "$current_url":"https://a/b","$pathname":"/b","$session_id":"s1"}}"#,
+        );
+        assert_eq!(event.event_type, EventType::Track);
+        assert_eq!(event.message_id, "019a-1");
+        assert!(!event.id_from_server);
+        assert_eq!(event.name.as_deref(), Some("Conversation Started"));
+        assert_eq!(event.user_id.as_deref(), Some("u1"));
+        assert_eq!(event.anonymous_id, None);
+        assert_eq!(
+            event.original_timestamp,
+            timestamp::parse("2026-01-01T00:00:00.5Z")
+        );
+        assert_eq!(event.sent_at, timestamp::parse("2026-01-02T00:00:00Z"));
+        let expected = json!({
+            "library": {"name": "posthog-python", "version": "7.91.1"},
+            "page": {"url": "https://a/b", "path": "/b"},
+        });
+        assert_eq!(Value::Object(event.context), expected);
+        assert_eq!(event.properties["conversation_id"], "c1");
+        assert_eq!(event.properties["$lib"], "posthog-python");
+        assert_eq!(event.properties["session_id"], "s1");
+    }
+
+    #[test]
+    fn an_event_of_v1_keeps_what_stands_outside_of_its_properties() {
+        let mut event = read(
+            r#"{"event":"E","distinct_id":"d","uuid":"u","timestamp":"2026-01-01T00:00:00Z",
+                "options":{"process_person_profile":false},"session_id":"s","window_id":"w",
+                "properties":{}}"#,
+        );
+        assert_eq!(event.user_id, None);
+        assert_eq!(event.anonymous_id.as_deref(), Some("d"));
+        let expected = json!({"session_id": "s", "window_id": "w"});
+        assert_eq!(Value::Object(event.properties.clone()), expected);
+        add_library(&mut event, Some("posthog-python/7.91.1"));
+        let expected = json!({
+            "options": {"process_person_profile": false},
+            "library": {"name": "posthog-python", "version": "7.91.1"},
+        });
+        assert_eq!(Value::Object(event.context.clone()), expected);
+    }
+
+    #[test]
+    fn calls_that_are_no_track_are_found_by_their_name() {
+        let identify = read(
+            r#"{"event":"$identify","distinct_id":"u","uuid":"1",
+                "properties":{"$anon_distinct_id":"a","$set":{"plan":"pro"}}}"#,
+        );
+        assert_eq!(identify.event_type, EventType::Identify);
+        assert_eq!(identify.anonymous_id.as_deref(), Some("a"));
+        assert_eq!(identify.traits.unwrap()["plan"], "pro");
+        let set = read(r#"{"event":"$set","distinct_id":"u","uuid":"1","$set":{"a":1}}"#);
+        assert_eq!(set.traits.unwrap()["a"], 1);
+        let group = read(
+            r#"{"event":"$groupidentify","distinct_id":"u","uuid":"1","properties":
+                {"$group_type":"company","$group_key":"acme","$group_set":{"size":3}}}"#,
+        );
+        assert_eq!(group.event_type, EventType::Group);
+        assert_eq!(group.group_id.as_deref(), Some("acme"));
+        assert_eq!(group.traits.unwrap()["size"], 3);
+        let alias = read(
+            r#"{"event":"$create_alias","distinct_id":"u","uuid":"1","properties":{"alias":"v"}}"#,
+        );
+        assert_eq!(alias.event_type, EventType::Alias);
+        assert_eq!(alias.previous_id.as_deref(), Some("v"));
+        let page = read(
+            r#"{"event":"$pageview","distinct_id":"u","uuid":"1","properties":{"$device_id":"d"}}"#,
+        );
+        assert_eq!((page.event_type, page.name), (EventType::Page, None));
+        assert_eq!(page.user_id.as_deref(), Some("u"));
+        assert_eq!(page.anonymous_id.as_deref(), Some("d"));
+    }
+}
