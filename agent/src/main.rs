@@ -8,6 +8,7 @@ use headwater_agent::commands::Command;
 use headwater_agent::{Config, StartError};
 use headwater_service::cli::{self, CommonArgs, EXIT_CONFIG, EXIT_FAILED, EXIT_OK};
 use headwater_service::clock::SystemClock;
+use headwater_service::notify::{State, notify, watchdog_interval};
 use headwater_service::{config, logging, shutdown};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -122,7 +123,7 @@ async fn serve(config: Config, path: Option<PathBuf>) -> ExitCode {
         Ok(hangup) => hangup,
         Err(error) => return cli::fail(EXIT_FAILED, &error),
     };
-    let running = match headwater_agent::start(config, SystemClock::shared(), stop).await {
+    let running = match headwater_agent::start(config, SystemClock::shared(), stop.clone()).await {
         Ok(running) => running,
         Err(
             error @ (StartError::Config(_) | StartError::Tls(_) | StartError::AgentName { .. }),
@@ -131,12 +132,29 @@ async fn serve(config: Config, path: Option<PathBuf>) -> ExitCode {
         }
         Err(error) => return cli::fail(EXIT_FAILED, &error),
     };
+    notify(State::Ready);
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        stopping.cancelled().await;
+        notify(State::Stopping);
+    });
     let reloader = running.reloader();
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
+            notify(State::Reloading);
             reloader.reload(config::load(path.as_deref()));
+            notify(State::Ready);
         }
     });
+    if let Some(interval) = watchdog_interval() {
+        tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(interval);
+            loop {
+                ticks.tick().await;
+                notify(State::Alive);
+            }
+        });
+    }
     match running.finished().await {
         Ok(()) => ExitCode::from(EXIT_OK),
         Err(error) => cli::fail(EXIT_FAILED, &error),

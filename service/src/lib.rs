@@ -1,13 +1,14 @@
 //! What every Headwater binary does and nothing else.
 //!
 //! An event never passes through this crate. It holds the command-line arguments, configuration
-//! files, logs, the admin endpoint, TLS files, the clock and the graceful stop that all programs
-//! share, and knows no domain crate.
+//! files, logs, the admin endpoint, TLS files, the clock, the graceful stop and the word to the
+//! supervisor that all programs share, and knows no domain crate.
 
 pub mod admin;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod logging;
+pub mod notify;
 pub mod shutdown;
 pub mod tls;

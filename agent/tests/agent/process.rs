@@ -1,16 +1,19 @@
 //! The real program: stopped, and started with wrong settings.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
-use crate::harness::{BASIC, PATIENCE, Response, Site, batch, nobody, request};
+use crate::collector::{Collector, Manner, Tables};
+use crate::harness::{BASIC, PATIENCE, Response, Site, batch, nobody, request, until};
 
 /// The agent as a process of its own.
 pub(crate) struct Process {
@@ -161,29 +164,84 @@ pub(crate) fn config_at(
     )
 }
 
-#[tokio::test]
-async fn sigterm_ends_within_five_seconds_with_a_dead_collector() {
+/// Posts one event after the other until the agent stops; returns the ids that were answered with 200.
+async fn post_until_stopped(address: SocketAddr, name: String) -> Vec<String> {
+    let mut answered = Vec::new();
+    for number in 0.. {
+        let id = format!("{name}-{number}");
+        let body = batch([id.as_str()], 600);
+        match request(address, "POST", "/v1/batch", &[BASIC], body.as_bytes()).await {
+            Ok(answer) if answer.status == 200 => answered.push(id),
+            Ok(answer) => {
+                assert_eq!(answer.status, 503, "{answer:?}");
+                assert!(answer.header("retry-after").is_some());
+                break;
+            }
+            Err(_) => break,
+        }
+    }
+    answered
+}
+
+/// Opens a connection and sends `bytes`, which are no whole request.
+async fn half_a_request(address: SocketAddr, bytes: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_within_five_seconds_and_loses_nothing() {
     let site = Site::new();
-    let mut process = Process::start(&site, nobody()).await;
-    let body = batch(["a", "b"], 10);
-    let answer = request(
-        process.address,
-        "POST",
-        "/v1/batch",
-        &[BASIC],
-        body.as_bytes(),
-    )
-    .await
-    .unwrap();
-    assert_eq!(answer.status, 200);
-    let started = std::time::Instant::now();
-    process.signal(rustix::process::Signal::TERM);
-    let status = tokio::time::timeout(PATIENCE, process.child.wait())
-        .await
-        .unwrap()
-        .unwrap();
-    assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
-    assert_eq!(status.code(), Some(0));
+    let tables: Arc<Mutex<Tables>> = Arc::default();
+    // Takes the session and the batches, and answers none: half open.
+    let silent = Collector::start(&site, &tables, Manner::Silent).await;
+    let mut acknowledged = Vec::new();
+    for (name, collector) in [("dead", nobody()), ("half open", silent.address)] {
+        let mut process = Process::start(&site, collector).await;
+        let address = process.address;
+        let posters: Vec<_> = (0..4)
+            .map(|poster| tokio::spawn(post_until_stopped(address, format!("{name}-{poster}"))))
+            .collect();
+        let slow_body = b"POST /v1/batch HTTP/1.1\r\nhost: a\r\ncontent-length: 99\r\n\r\n{\"ba";
+        let open = [
+            half_a_request(address, slow_body).await,
+            half_a_request(address, b"POST /v1/batch HT").await,
+            half_a_request(address, b"").await,
+        ];
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while process.metric("agent_buffered_events").await < 50.0 {
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "nothing is buffered"
+            );
+        }
+        let started = std::time::Instant::now();
+        process.signal(rustix::process::Signal::TERM);
+        let status = tokio::time::timeout(PATIENCE, process.child.wait()).await;
+        let took = started.elapsed();
+        assert!(took.as_secs() < 5, "{name}: {took:?}");
+        assert_eq!(status.unwrap().unwrap().code(), Some(0), "{name}");
+        for poster in posters {
+            acknowledged.extend(poster.await.unwrap());
+        }
+        println!(
+            "{name} collector, {} open connections: stopped in {took:?}",
+            open.len()
+        );
+    }
+    assert!(acknowledged.len() > 100, "{}", acknowledged.len());
+    let prompt = Collector::start(&site, &tables, Manner::Prompt).await;
+    let _process = Process::start(&site, prompt.address).await;
+    let arrived = || {
+        let arrived: BTreeSet<String> = tables.lock().message_ids().into_iter().collect();
+        acknowledged.iter().all(|id| arrived.contains(id))
+    };
+    until("all that was answered has arrived", arrived).await;
+    println!(
+        "{} events answered with 200: all arrived",
+        acknowledged.len()
+    );
 }
 
 #[tokio::test]
