@@ -7,7 +7,7 @@
 //! SDK's retry is answered like the first copy and not stored again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -99,11 +99,13 @@ struct Request {
 pub struct Sequencer {
     queue: SyncSender<Request>,
     queued_bytes: Arc<AtomicU64>,
+    stopping: Arc<AtomicBool>,
     settings: Settings,
 }
 
 impl Sequencer {
-    /// Starts the thread. It ends, with everything answered, when the last clone is dropped.
+    /// Starts the thread. It ends, with everything answered, after [`Self::stop`] or when the last
+    /// clone is dropped.
     ///
     /// # Errors
     /// Fails when the operating system gives no thread.
@@ -114,11 +116,13 @@ impl Sequencer {
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (queue, requests) = sync_channel(settings.now().buffer.queue_requests_max);
         let queued_bytes = Arc::new(AtomicU64::new(0));
+        let stopping = Arc::new(AtomicBool::new(false));
         let worker = Worker {
             appender,
             window,
             requests,
             queued_bytes: queued_bytes.clone(),
+            stopping: stopping.clone(),
             settings: settings.clone(),
             busy: false,
         };
@@ -129,10 +133,23 @@ impl Sequencer {
             Self {
                 queue,
                 queued_bytes,
+                stopping,
                 settings,
             },
             thread,
         ))
+    }
+
+    /// Lets the thread end after what waits now, whoever still holds a clone; later appends fail with
+    /// [`AppendError::Stopped`].
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        // A request without events only wakes the thread; a full queue means that it is awake.
+        drop(self.queue.try_send(Request {
+            entries: Vec::new(),
+            bytes: 0,
+            answer: oneshot::channel().0,
+        }));
     }
 
     /// Appends events as one request; returns when all of them are durable, and which of them were so
@@ -179,6 +196,7 @@ struct Worker<A> {
     window: Option<Window>,
     requests: Receiver<Request>,
     queued_bytes: Arc<AtomicU64>,
+    stopping: Arc<AtomicBool>,
     settings: Settings,
     /// More than one request was waiting last time: a longer wait pays.
     busy: bool,
@@ -193,6 +211,10 @@ impl<A: Append> Worker<A> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+            if self.stopping.load(Ordering::Acquire) {
+                self.commit_what_waits();
+                break;
+            }
             if maintained.elapsed() >= MAINTENANCE_INTERVAL {
                 self.appender.maintain(&self.settings.now().buffer);
                 if let Some(window) = &mut self.window {
@@ -202,6 +224,16 @@ impl<A: Append> Worker<A> {
             }
         }
         self.appender.close();
+    }
+
+    /// Commits what is in the queue now. What comes later is told that the agent has stopped.
+    fn commit_what_waits(&mut self) {
+        for _ in 0..self.settings.now().buffer.queue_requests_max {
+            match self.requests.try_recv() {
+                Ok(first) => self.commit(first),
+                Err(_) => break,
+            }
+        }
     }
 
     fn commit(&mut self, first: Request) {

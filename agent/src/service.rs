@@ -168,12 +168,13 @@ pub async fn start(
         settings: settings.clone(),
         status: status.clone(),
     };
-    let source = Source::new(settings, sequencer, clock);
+    let source = Source::new(settings, sequencer.clone(), clock);
     info!(%agent_id, %address, %admin_address, collector, "agent runs");
     let parts = Parts {
         http,
         admin_listener,
         source,
+        sequencer,
         sequencer_thread,
         shipper,
         status,
@@ -193,6 +194,7 @@ struct Parts {
     http: TcpListener,
     admin_listener: TcpListener,
     source: Source,
+    sequencer: Sequencer,
     sequencer_thread: std::thread::JoinHandle<()>,
     shipper: Shipper,
     status: Arc<Status>,
@@ -221,11 +223,12 @@ impl Parts {
             _ = &mut sequencer => ended("sequencer", "see the log above".to_owned()),
         };
         stop.cancel();
-        // The sequencer ends when the last request has let go of it, so this order is the path's.
         if !http.is_finished() && within(HTTP_STOP, &mut http).await.is_none() {
             warn!("requests in progress are cut off");
             http.abort();
         }
+        // A connection that is cut off in the middle may live on for a moment; no append comes from it.
+        self.sequencer.stop();
         if outcome.is_ok() && within(SEQUENCER_STOP, &mut sequencer).await.is_none() {
             warn!("the sequencer has not ended in time; what it answered is durable");
         }

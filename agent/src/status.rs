@@ -57,7 +57,7 @@ pub struct Report {
     pub oldest_age_s: u64,
     /// Generations on disk.
     pub generations: usize,
-    /// Bytes that the buffer takes, the reserve excepted.
+    /// Bytes that the buffer's directory takes on disk.
     pub disk_bytes: u64,
     /// `buffer.disk_bytes_max`.
     pub disk_bytes_max: u64,
@@ -165,7 +165,7 @@ impl Status {
             events: self.buffer.buffered(),
             oldest_age_s: self.observe(),
             generations: self.buffer.generations(),
-            disk_bytes: self.buffer.disk_bytes(),
+            disk_bytes: self.buffer.measured_disk_bytes(),
             disk_bytes_max: self.settings.now().buffer.disk_bytes_max,
             refused: refused.collect(),
             lost: total(EVENTS_LOST),

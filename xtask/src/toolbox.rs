@@ -62,7 +62,7 @@ struct Program {
     packages: &'static [&'static str],
 }
 
-const PROGRAMS: [Program; 5] = [
+const PROGRAMS: [Program; 6] = [
     Program {
         name: "PostgreSQL server",
         is_there: || postgres::binaries().is_some(),
@@ -82,6 +82,11 @@ const PROGRAMS: [Program; 5] = [
         name: "Python 3 with venv",
         is_there: || runs("python3", &["-c", "import venv, ensurepip"]),
         packages: &["python3", "python3-venv"],
+    },
+    Program {
+        name: "systemd-analyze",
+        is_there: || runs("systemd-analyze", &["--version"]),
+        packages: &["systemd"],
     },
     Program {
         name: "curl",

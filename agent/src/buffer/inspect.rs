@@ -151,8 +151,13 @@ impl Buffer {
             inspection.generations.push(view);
         }
         inspection.find_newest();
-        inspection.disk_bytes = files::disk_bytes(&self.shared.directory);
+        inspection.disk_bytes = self.measured_disk_bytes();
         inspection
+    }
+
+    /// Measures what the directory takes on disk, the reserve included.
+    pub fn measured_disk_bytes(&self) -> u64 {
+        files::disk_bytes(&self.shared.directory)
     }
 }
 

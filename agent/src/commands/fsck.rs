@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use headwater_service::cli::{EXIT_FAILED, EXIT_OK};
 
-use super::{Output, count, json, print, unknown};
+use super::{Output, counted, json, print, unknown};
 use crate::buffer::{Check, Stopped};
 use crate::config::Config;
 
@@ -49,8 +49,8 @@ fn text(check: &Check) -> Result<String, std::fmt::Error> {
             None => writeln!(out, "DAMAGED {}", damage.what)?,
             Some((first, last)) => writeln!(
                 out,
-                "DAMAGED positions {first}..{last} ({} events{}): {}",
-                count(last - first + 1),
+                "DAMAGED positions {first}..{last} ({}{}): {}",
+                counted(last - first + 1, "event"),
                 if damage.acknowledged {
                     ", acknowledged: nothing is lost"
                 } else {
@@ -67,9 +67,9 @@ fn text(check: &Check) -> Result<String, std::fmt::Error> {
     };
     writeln!(
         out,
-        "{} sound events in {} generations: {verdict}",
-        count(check.events),
-        check.generations
+        "{} in {}: {verdict}",
+        counted(check.events, "sound event"),
+        counted(check.generations as u64, "generation")
     )?;
     if check.quarantined > 0 {
         writeln!(

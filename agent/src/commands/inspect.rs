@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use headwater_service::cli::EXIT_OK;
 
 use super::ask::ask;
-use super::{Output, bytes, count, json, print, unknown};
+use super::{Output, bytes, counted, json, print, unknown};
 use crate::buffer::{GenerationView, Inspection, Stopped, StoppedError};
 use crate::config::Config;
 
@@ -63,10 +63,10 @@ fn text(inspection: &Inspection) -> Result<String, std::fmt::Error> {
     )?;
     writeln!(
         out,
-        "  {} events not acknowledged, {} on disk in {} generations",
-        count(inspection.events),
+        "  {} not acknowledged, {} on disk in {}",
+        counted(inspection.events, "event"),
         bytes(inspection.disk_bytes),
-        inspection.generations.len()
+        counted(inspection.generations.len() as u64, "generation")
     )?;
     writeln!(
         out,
@@ -92,12 +92,12 @@ fn text(inspection: &Inspection) -> Result<String, std::fmt::Error> {
 
 fn write_generation(out: &mut String, generation: &GenerationView) -> std::fmt::Result {
     let GenerationView { first, last, .. } = generation;
-    let events = count(generation.events);
+    let events = counted(generation.events, "event");
     let size = bytes(generation.disk_bytes);
     if last < first {
         return writeln!(out, "generation {first}: empty, {size}");
     }
-    writeln!(out, "generation {first}..{last}: {events} events, {size}")?;
+    writeln!(out, "generation {first}..{last}: {events}, {size}")?;
     if let Some(error) = &generation.error {
         writeln!(out, "  cannot be read: {error}")?;
     }
@@ -110,15 +110,19 @@ fn write_generation(out: &mut String, generation: &GenerationView) -> std::fmt::
         writeln!(out, "  received from {oldest} to {newest}")?;
     }
     if contents.unreadable > 0 {
-        writeln!(out, "  UNREADABLE: {} events", count(contents.unreadable))?;
+        writeln!(
+            out,
+            "  UNREADABLE: {}",
+            counted(contents.unreadable, "event")
+        )?;
     }
     for source in &contents.sources {
         writeln!(
             out,
-            "  {}/{}: {} events, {}",
+            "  {}/{}: {}, {}",
             source.company,
             source.source,
-            count(source.events),
+            counted(source.events, "event"),
             bytes(source.bytes)
         )?;
     }

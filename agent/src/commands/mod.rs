@@ -113,6 +113,12 @@ fn count(number: u64) -> String {
     out
 }
 
+/// Writes `1 generation`, `2 generations`.
+fn counted(number: u64, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {noun}{plural}", count(number))
+}
+
 /// Writes bytes in the largest unit that leaves a number above 1.
 #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
 fn bytes(number: u64) -> String {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use headwater_service::cli::{EXIT_FAILED, EXIT_OK};
 
 use super::ask::ask;
-use super::{Output, Report, bytes, count, duration, json, print, unknown};
+use super::{Output, Report, bytes, count, counted, duration, json, print, unknown};
 use crate::config::Config;
 
 pub(super) const HELP: &str = "\
@@ -62,8 +62,8 @@ fn text(report: &Report) -> String {
         (
             "buffered",
             format!(
-                "{} events, the oldest {} old",
-                count(report.events),
+                "{}, the oldest {} old",
+                counted(report.events, "event"),
                 duration(report.oldest_age_s)
             ),
         ),
@@ -77,19 +77,19 @@ fn text(report: &Report) -> String {
         (
             "disk",
             format!(
-                "{} of {} in {} generations",
+                "{} of {} in {}",
                 bytes(report.disk_bytes),
                 bytes(report.disk_bytes_max),
-                report.generations
+                counted(report.generations as u64, "generation")
             ),
         ),
         ("refused", refused),
         (
             "lost",
             format!(
-                "{} events, {} generations set aside",
-                count(report.lost),
-                count(report.quarantined)
+                "{}; {} set aside",
+                counted(report.lost, "event"),
+                counted(report.quarantined, "generation")
             ),
         ),
     ];

@@ -16,3 +16,4 @@ mod posters;
 mod power_cut;
 mod process;
 mod reload;
+mod unit;
