@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_protocol::frame;
-use headwater_protocol::{AgentId, BatchHeader, BatchReply, Epoch, Limits, Sequence};
+use headwater_protocol::{AgentId, BatchHeader, BatchReply, Epoch, Limits, RefusalCause, Sequence};
 use quinn::{Connection, ReadToEndError, RecvStream, SendStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
@@ -93,8 +93,8 @@ impl Intake {
         let outcome = match &reply {
             Some(BatchReply::Ack { .. }) => "ack",
             Some(BatchReply::Retry { .. }) => "retry",
-            Some(BatchReply::Refused { reason }) => {
-                tracing::warn!(agent_id = %self.agent, reason, "batch refused");
+            Some(BatchReply::Refused { reason, cause }) => {
+                tracing::warn!(agent_id = %self.agent, reason, ?cause, "batch refused");
                 "refused"
             }
             None => "dropped",
@@ -169,8 +169,8 @@ impl Intake {
         let header: BatchHeader = timeout(limits.body_timeout(), read_frame(recv))
             .await
             .map_err(|_| self.retry("the header did not come in time"))?
-            .map_err(|error| refused(format!("batch header: {error}")))?;
-        let span = check(&header, &limits.on_the_wire()).map_err(refused)?;
+            .map_err(|error| misspoken(format!("batch header: {error}")))?;
+        let span = check(&header, &limits.on_the_wire())?;
         let entry = self
             .epoch(header.epoch)
             .await
@@ -266,7 +266,7 @@ impl Intake {
         turn: Turn,
         prepared: Prepared,
     ) -> Result<(), BatchReply> {
-        let key = key(&self.agent, header.epoch).map_err(refused)?;
+        let key = key(&self.agent, header.epoch).map_err(misspoken)?;
         let queue = self.shared.queue.reserve().await;
         let queue = queue.map_err(|_| self.retry("the collector stops"))?;
         // The committer leaves out what comes before the position, as it does after a lost race.
@@ -349,20 +349,33 @@ impl Intake {
         match staged {
             Ok(Ok(rows)) => Ok(rows),
             Ok(Err(StageError::Body(error))) => Err(refused(error.to_string())),
+            // Staging depends on the events alone: it would end in the same way again, for ever.
             Ok(Err(error)) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "batch not staged");
-                Err(self.retry("the batch cannot be staged"))
+                Err(refused("the events cannot be turned into rows".to_owned()))
             }
             Err(error) => {
                 tracing::error!(%error, "staging died");
-                Err(self.retry("the batch cannot be staged"))
+                Err(refused("staging died of the events".to_owned()))
             }
         }
     }
 }
 
+/// The answer to events that cannot be taken; smaller batches may be.
 fn refused(reason: String) -> BatchReply {
-    BatchReply::Refused { reason }
+    BatchReply::Refused {
+        reason,
+        cause: RefusalCause::Events,
+    }
+}
+
+/// The answer to a header that no batch should have.
+fn misspoken(reason: String) -> BatchReply {
+    BatchReply::Refused {
+        reason,
+        cause: RefusalCause::Protocol,
+    }
 }
 
 /// Reads and forgets at most `bytes_max` bytes.
@@ -378,27 +391,30 @@ async fn discard(recv: &mut RecvStream, mut bytes_max: usize) {
 }
 
 /// Checks a header against the protocol and the limits.
-fn check(header: &BatchHeader, limits: &Limits) -> Result<Span, String> {
+fn check(header: &BatchHeader, limits: &Limits) -> Result<Span, BatchReply> {
     let last = header
         .first_sequence
         .checked_add(u64::from(header.count))
         .map(|end| end.saturating_sub(1))
         .filter(|last| i64::try_from(*last).is_ok());
-    let last = last.ok_or("the last sequence does not fit the tables")?;
+    let Some(last) = last else {
+        let reason = "the last sequence does not fit the tables";
+        return Err(misspoken(reason.to_owned()));
+    };
     if header.first_sequence == 0 {
-        Err("sequences begin at `1`".to_owned())
+        Err(misspoken("sequences begin at `1`".to_owned()))
     } else if header.count == 0 {
-        Err("a batch holds at least `1` event".to_owned())
+        Err(misspoken("a batch holds at least `1` event".to_owned()))
     } else if header.count > limits.batch_events_max {
-        Err(format!(
+        Err(refused(format!(
             "`{}` events are above the limit of `{}`",
             header.count, limits.batch_events_max
-        ))
+        )))
     } else if header.body_bytes > limits.batch_bytes_max {
-        Err(format!(
+        Err(refused(format!(
             "body of `{}` bytes is above the limit of `{}`",
             header.body_bytes, limits.batch_bytes_max
-        ))
+        )))
     } else {
         Ok(Span {
             first: header.first_sequence,

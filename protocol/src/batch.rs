@@ -58,6 +58,19 @@ pub fn decompress(header: &BatchHeader, body: &[u8]) -> Result<Vec<u8>, BodyErro
     }
 }
 
+/// Most bytes of a record that [`substitute`] carries.
+const SUBSTITUTE_BYTES_MAX: usize = 60 * 1024;
+
+/// Returns what takes the place of a record that no collector takes: its first 60 KiB as MessagePack
+/// binary. That is no record, so it is quarantined under the record's sequence.
+pub fn substitute(record: &[u8]) -> Vec<u8> {
+    let kept = &record[..record.len().min(SUBSTITUTE_BYTES_MAX)];
+    let mut out = Vec::with_capacity(kept.len() + 5);
+    rmp_serde::encode::write(&mut out, serde_bytes::Bytes::new(kept))
+        .expect("writing to memory cannot fail");
+    out
+}
+
 /// One place in a body: a record, or the bytes that should have been one.
 #[derive(Debug, PartialEq)]
 pub enum Slot<'a> {

@@ -106,11 +106,24 @@ pub enum BatchReply {
         /// One line for the agent's log.
         reason: String,
     },
-    /// The batch breaks the protocol and will never be taken in this form.
+    /// The batch will never be taken in this form.
     Refused {
         /// One line for the agent's log.
         reason: String,
+        /// Says whether a part of the batch may be taken.
+        #[serde(default)]
+        cause: RefusalCause,
     },
+}
+
+/// What a refusal is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum RefusalCause {
+    /// The events in the batch, or how many they are: halving it finds what cannot be taken.
+    #[default]
+    Events,
+    /// The header: both sides do not speak the same protocol, and no other batch fares better.
+    Protocol,
 }
 
 /// Why a message cannot be read. The connection is of no further use.

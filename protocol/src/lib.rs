@@ -22,7 +22,7 @@ mod record;
 pub mod timestamp;
 
 pub use event::{Event, EventType, Failure, Invalid};
-pub use frame::{BatchHeader, BatchReply, Codec, Hello, HelloReply, Limits, Welcome};
+pub use frame::{BatchHeader, BatchReply, Codec, Hello, HelloReply, Limits, RefusalCause, Welcome};
 pub use head::Head;
 pub use id::{AgentId, AgentIdError, Epoch, Sequence};
 pub use record::{Record, SourceKind};

@@ -3,8 +3,8 @@
 use headwater_protocol::batch::{self, Slot};
 use headwater_protocol::frame;
 use headwater_protocol::{
-    BatchHeader, BatchReply, Codec, EventType, Hello, HelloReply, Limits, Record, SourceKind,
-    Welcome,
+    BatchHeader, BatchReply, Codec, EventType, Hello, HelloReply, Limits, Record, RefusalCause,
+    SourceKind, Welcome,
 };
 use proptest::prelude::*;
 use serde_bytes::ByteBuf;
@@ -62,11 +62,16 @@ fn golden_vectors_hold() {
         committed_through: 300,
         snapshot_id: 42,
     };
+    let refused = BatchReply::Refused {
+        reason: "r".to_owned(),
+        cause: RefusalCause::Protocol,
+    };
     let vectors = [
         ("hello", frame::encode(&hello)),
         ("welcome", frame::encode(&welcome)),
         ("batch header", frame::encode(&header(3, 900))),
         ("ack", frame::encode(&ack)),
+        ("refused", frame::encode(&refused)),
         ("record", record(b"{}").encode()),
         (
             "record of a device",
@@ -105,6 +110,18 @@ fn records_without_the_newest_field_are_read() {
     assert_eq!(slots, expected);
 }
 
+/// A collector from before causes were told refuses because of the events.
+#[test]
+fn a_refusal_without_a_cause_is_read() {
+    let old = std::collections::BTreeMap::from([("Refused", ["r"])]);
+    let reply: BatchReply = frame::decode(&rmp_serde::to_vec(&old).unwrap()).unwrap();
+    let expected = BatchReply::Refused {
+        reason: "r".to_owned(),
+        cause: RefusalCause::Events,
+    };
+    assert_eq!(reply, expected);
+}
+
 #[test]
 fn a_bad_record_takes_one_slot_and_spares_the_rest() {
     let mut body = record(b"{}").encode();
@@ -113,6 +130,20 @@ fn a_bad_record_takes_one_slot_and_spares_the_rest() {
     let slots = batch::slots(&header(3, body.len()), &body).unwrap();
     assert!(matches!(slots[0], Slot::Record(_)));
     assert!(matches!(slots[1], Slot::Undecodable(bytes) if !bytes.is_empty()));
+    assert!(matches!(slots[2], Slot::Record(_)));
+}
+
+#[test]
+fn a_substitute_takes_the_slot_of_its_record_and_is_none() {
+    let original = record(&vec![b'x'; 100_000]).encode();
+    let mut body = record(b"{}").encode();
+    body.extend(batch::substitute(&original));
+    record(b"{1}").encode_into(&mut body);
+    let slots = batch::slots(&header(3, body.len()), &body).unwrap();
+    assert!(matches!(slots[0], Slot::Record(_)));
+    assert!(
+        matches!(slots[1], Slot::Undecodable(bytes) if bytes.ends_with(&original[60_000..61_440]))
+    );
     assert!(matches!(slots[2], Slot::Record(_)));
 }
 
