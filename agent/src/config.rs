@@ -134,6 +134,10 @@ pub struct BufferConfig {
     /// Size of the file that is deleted when the disk is full all the same, so that the buffer can be
     /// reopened and drained, in bytes. Default 40 MiB. 0 turns it off. Counts as part of the bound.
     pub reserve_bytes: u64,
+    /// Bytes that events may take in `refused/`, which the collector does not take even alone. Default
+    /// 64 MiB, and never more than an eighth of `disk_bytes_max`, of which it is a part. When it is
+    /// used up, shipping stops at the next such event until a person looks.
+    pub refused_bytes_max: u64,
     /// Events after which a new generation begins. Default 100000. More keeps disk longer after a
     /// drain; fewer costs a rotation (about 5 ms) more often.
     pub generation_events_max: u64,
@@ -158,6 +162,7 @@ impl Default for BufferConfig {
             disk_bytes_max: 8 * GIB,
             disk_free_bytes_min: 256 * MIB,
             reserve_bytes: 40 * MIB,
+            refused_bytes_max: 64 * MIB,
             generation_events_max: 100_000,
             generation_bytes_max: 64 * MIB,
             queue_requests_max: 4096,
@@ -192,10 +197,15 @@ const DEDUP_IDS_MAX: usize = 16_000_000;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CollectorConfig {
-    /// `host:port` (UDP) of the collector; resolved at each connect. Default `127.0.0.1:7080`.
-    pub address: String,
-    /// Name that the collector's certificate must carry. Default `localhost`.
+    /// `host:port` (UDP) of each collector, the preferred one first; resolved at each connect. The
+    /// next one is tried when one fails. Default `["127.0.0.1:7080"]`; at most 16. All must write to
+    /// the same tables: their watermarks decide what is sent again.
+    pub addresses: Vec<String>,
+    /// Name that the certificate of each collector must carry. Default `localhost`.
     pub server_name: String,
+    /// While shipping to another collector, how often those before it are tried, in milliseconds.
+    /// Default 30000. Lower returns sooner and asks a dead collector more often.
+    pub preferred_probe_ms: u64,
     /// Most events in a batch; the collector may lower it. Default 5000.
     pub batch_events_max: u32,
     /// Most bytes in a batch before compression; the collector may lower it. Default 4 MiB.
@@ -206,12 +216,20 @@ pub struct CollectorConfig {
     /// Most batches without an answer; the collector may lower it. Default 64: an answer comes only
     /// after a commit, so this times `batch_events_max` bounds the throughput per commit interval.
     pub batches_in_flight_max: u32,
+    /// Most new batches in memory, being read, compressed or written to the network. Default 4: the
+    /// next ones are ready while one is sent. Times `batch_bytes_max` bounds the memory of shipping.
+    pub batches_prepared_max: u32,
     /// Longest wait for a connection and its Welcome, in milliseconds. Default 10000.
     pub connect_timeout_ms: u64,
-    /// Longest wait for the answer to a batch, in milliseconds; then the session is renewed. Default
-    /// 120000. Must be well above the collector's commit interval.
+    /// Longest wait for the answer to a batch, in milliseconds; then it is sent again on another
+    /// stream, or, when no other batch is answered either, the session ends. Default 120000. Must be
+    /// well above the collector's commit interval.
     pub reply_timeout_ms: u64,
-    /// First wait after a failed session, in milliseconds; doubles, with full jitter. Default 200.
+    /// Longest wait for answers on a connection that another one has replaced, in milliseconds; then
+    /// they are asked for on the new one. Default 10000: twice the collector's commit interval.
+    pub handover_drain_ms: u64,
+    /// First wait after a failed session, in milliseconds; doubles with each round over all
+    /// collectors, with full jitter. Default 200.
     pub backoff_min_ms: u64,
     /// Longest wait between sessions, in milliseconds. Default 30000.
     pub backoff_max_ms: u64,
@@ -222,8 +240,8 @@ pub struct CollectorConfig {
     pub idle_timeout_ms: u64,
     /// Bytes sent but not received yet, per connection. Default 8 MiB: 80 MB/s at 100 ms.
     pub send_window_bytes: u64,
-    /// Age at which a session is renewed with the certificate files as they are then, in seconds.
-    /// Default 3600.
+    /// Age at which a connection is replaced by a new one, in seconds, so that a revoked certificate
+    /// is noticed. Default 3600.
     pub session_age_max_s: u64,
     /// Let the kernel split packets (GSO). Default true; set false where a network card or container
     /// answers with EIO.
@@ -236,14 +254,17 @@ pub struct CollectorConfig {
 impl Default for CollectorConfig {
     fn default() -> Self {
         Self {
-            address: "127.0.0.1:7080".to_owned(),
+            addresses: vec!["127.0.0.1:7080".to_owned()],
             server_name: "localhost".to_owned(),
+            preferred_probe_ms: 30_000,
             batch_events_max: 5000,
             batch_bytes_max: 4 * MIB,
             linger_ms: 200,
             batches_in_flight_max: 64,
+            batches_prepared_max: 4,
             connect_timeout_ms: 10_000,
             reply_timeout_ms: 120_000,
+            handover_drain_ms: 10_000,
             backoff_min_ms: 200,
             backoff_max_ms: 30_000,
             keep_alive_ms: 10_000,
@@ -295,6 +316,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_sizes()?;
         self.validate_times()?;
+        self.validate_collectors()?;
         let mut seen = HashSet::new();
         for entry in &self.write_keys {
             check(
@@ -310,6 +332,32 @@ impl Config {
             })?;
         }
         Ok(())
+    }
+
+    fn validate_collectors(&self) -> Result<(), ConfigError> {
+        let collector = &self.collector;
+        let addresses = &collector.addresses;
+        check(
+            (1..=16).contains(&addresses.len()),
+            "collector.addresses",
+            || format!("holds `{}` entries; use 1 to 16", addresses.len()),
+        )?;
+        let distinct: HashSet<&String> = addresses.iter().collect();
+        check(
+            distinct.len() == addresses.len() && addresses.iter().all(|it| it.contains(':')),
+            "collector.addresses",
+            || "needs `host:port`, each once".to_owned(),
+        )?;
+        check(
+            (1..=64).contains(&collector.batches_prepared_max),
+            "collector.batches_prepared_max",
+            || "must lie between 1 and 64".to_owned(),
+        )?;
+        check(
+            collector.preferred_probe_ms > 0,
+            "collector.preferred_probe_ms",
+            || "must be above 0".to_owned(),
+        )
     }
 
     fn validate_sizes(&self) -> Result<(), ConfigError> {

@@ -39,6 +39,15 @@ pub const OLDEST_AGE_SECONDS: &str = "agent_oldest_unacknowledged_age_seconds";
 pub const SESSION_OPEN: &str = "agent_session_open";
 /// Sessions opened.
 pub const SESSIONS: &str = "agent_sessions_total";
+/// 1 for the collector that events go to now, 0 for the others; label `collector`: its address.
+pub const COLLECTOR_CONNECTED: &str = "agent_collector_connected";
+/// Connections replaced by another without a break, labels `reason`: `certificates`, `age`,
+/// `preferred`, `settings`, and `result`: `done`, `failed`.
+pub const HANDOVERS: &str = "agent_handovers_total";
+/// Certificate sets found on disk, label `result`: `taken`, `refused`.
+pub const CERTIFICATE_RELOADS: &str = "agent_certificate_reloads_total";
+/// When the certificate in use expires, seconds since the Unix epoch.
+pub const CERTIFICATE_EXPIRES: &str = "agent_certificate_expires_timestamp_seconds";
 /// Sessions or attempts that ended in an error, label `reason`.
 pub const SESSION_FAILURES: &str = "agent_session_failures_total";
 /// Batches sent, repeats included.
@@ -47,7 +56,11 @@ pub const BATCHES_SENT: &str = "agent_batches_sent_total";
 pub const BATCH_BYTES_SENT: &str = "agent_batch_sent_bytes_total";
 /// Events sent, repeats included.
 pub const EVENTS_SENT: &str = "agent_events_sent_total";
-/// Answers to batches, label `reply`: `ack`, `retry`, `refused`.
+/// Batches sent and not acknowledged yet.
+pub const BATCHES_IN_FLIGHT: &str = "agent_batches_in_flight";
+/// Events that the collector refused alone; kept in `refused/`, each is an alarm.
+pub const EVENTS_REFUSED: &str = "agent_events_refused_total";
+/// Answers to batches, label `reply`: `ack`, `retry`, `refused`, `timeout`.
 pub const BATCH_REPLIES: &str = "agent_batch_replies_total";
 /// Events acknowledged: committed to the tables.
 pub const EVENTS_ACKNOWLEDGED: &str = "agent_events_acknowledged_total";
@@ -148,9 +161,39 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     ),
     (EVENTS_SENT, Kind::Counter, "Events sent, repeats included"),
     (
+        BATCHES_IN_FLIGHT,
+        Kind::Gauge,
+        "Batches sent and not acknowledged yet",
+    ),
+    (
         BATCH_REPLIES,
         Kind::Counter,
-        "Answers to batches, by `reply`: ack, retry, refused",
+        "Answers to batches, by `reply`: ack, retry, refused, timeout",
+    ),
+    (
+        EVENTS_REFUSED,
+        Kind::Counter,
+        "Events that the collector refused alone, kept in refused/",
+    ),
+    (
+        COLLECTOR_CONNECTED,
+        Kind::Gauge,
+        "1 for the `collector` that events go to now, 0 for the others",
+    ),
+    (
+        HANDOVERS,
+        Kind::Counter,
+        "Connections replaced without a break, by `reason`: certificates, age, preferred, settings; and `result`: done, failed",
+    ),
+    (
+        CERTIFICATE_RELOADS,
+        Kind::Counter,
+        "Certificate sets found on disk, by `result`: taken, refused",
+    ),
+    (
+        CERTIFICATE_EXPIRES,
+        Kind::Gauge,
+        "When the certificate in use expires, Unix time",
     ),
     (
         EVENTS_ACKNOWLEDGED,

@@ -211,6 +211,7 @@ fn plan(running: &Config, wanted: Config) -> Plan {
         admin.listen,
         buffer.directory,
         buffer.reserve_bytes,
+        buffer.refused_bytes_max,
         buffer.queue_requests_max,
         dedup.ids_max,
         log.format,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_protocol::{ALPN, AgentId, AgentIdError};
+use headwater_protocol::{AgentId, AgentIdError};
 use headwater_service::admin::{self, ListenError};
 use headwater_service::clock::SharedClock;
 use headwater_service::config::ConfigError;
@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::metrics::OLDEST_AGE_SECONDS;
 use crate::reload::Reloader;
 use crate::sequencer::Sequencer;
-use crate::shipper::Shipper;
+use crate::shipper::{self, Credentials};
 use crate::source::Source;
 use crate::status::Status;
 use crate::window::Window;
@@ -128,7 +128,7 @@ pub async fn start(
     crate::metrics::describe();
     let agent_id = agent_id(&config)?;
     // Read once now, so that a wrong file is found at start and not at the first session.
-    tls::mutual_client(&config.tls, ALPN)?;
+    let credentials = Credentials::read(&config.tls)?;
     let http = admin::listen(config.http.listen, "events (http.listen)").await?;
     let admin_listener = admin::listen(config.admin.listen, "admin (admin.listen)").await?;
     let (address, admin_address) = (http.local_addr()?, admin_listener.local_addr()?);
@@ -152,7 +152,7 @@ pub async fn start(
             .map_err(|error| std::io::Error::other(error.to_string()))??
     };
     let window = window.map(|(window, _)| window);
-    let collector = config.collector.address.clone();
+    let collectors = config.collector.addresses.join(" ");
     let reloader = Reloader::new(config, agent_id.clone());
     let settings = reloader.settings();
     let (sequencer, sequencer_thread) = Sequencer::start(appender, window, settings.clone())?;
@@ -162,14 +162,16 @@ pub async fn start(
         clock.clone(),
         settings.clone(),
     ));
-    let shipper = Shipper {
+    let shipper = shipper::Parts {
         buffer: buffer.clone(),
         agent_id: agent_id.clone(),
         settings: settings.clone(),
+        credentials,
+        clock: clock.clone(),
         status: status.clone(),
     };
     let source = Source::new(settings, sequencer.clone(), clock);
-    info!(%agent_id, %address, %admin_address, collector, "agent runs");
+    info!(%agent_id, %address, %admin_address, collectors, "agent runs");
     let parts = Parts {
         http,
         admin_listener,
@@ -196,7 +198,7 @@ struct Parts {
     source: Source,
     sequencer: Sequencer,
     sequencer_thread: std::thread::JoinHandle<()>,
-    shipper: Shipper,
+    shipper: shipper::Parts,
     status: Arc<Status>,
 }
 
@@ -210,7 +212,7 @@ impl Parts {
             admin_stop.clone(),
         ));
         let ager = tokio::spawn(show_age(self.status));
-        let mut shipper = tokio::spawn(self.shipper.run(stop.clone()));
+        let mut shipper = tokio::spawn(shipper::run(self.shipper, stop.clone()));
         let mut http = tokio::spawn(self.source.serve(self.http, stop.clone()));
         let mut sequencer =
             tokio::task::spawn_blocking(move || self.sequencer_thread.join().is_ok());

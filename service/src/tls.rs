@@ -88,6 +88,41 @@ pub fn certificates(
     Ok(chain)
 }
 
+/// What a certificate says about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaf {
+    /// Its first common name.
+    pub common_name: Option<String>,
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// Valid from, seconds since the Unix epoch.
+    pub not_before_s: i64,
+    /// Valid until, seconds since the Unix epoch.
+    pub not_after_s: i64,
+}
+
+/// Reads what the first certificate of `path` says about itself.
+///
+/// # Errors
+/// [`TlsError::File`] when the file holds no certificate or one that cannot be parsed.
+pub fn leaf(path: &Path) -> Result<Leaf, TlsError> {
+    let chain = certificates("certificate", path)?;
+    let first = chain.first().map(AsRef::as_ref).unwrap_or_default();
+    let (_, parsed) =
+        x509_parser::parse_x509_certificate(first).map_err(|error| TlsError::File {
+            what: "certificate",
+            path: path.to_owned(),
+            message: error.to_string(),
+        })?;
+    let name = parsed.subject().iter_common_name().next();
+    Ok(Leaf {
+        common_name: name.and_then(|name| name.as_str().ok()).map(str::to_owned),
+        serial: parsed.raw_serial_as_string(),
+        not_before_s: parsed.validity().not_before.timestamp(),
+        not_after_s: parsed.validity().not_after.timestamp(),
+    })
+}
+
 /// Refuses a certificate of [`DEVELOPMENT_CA_NAME`] on an `address` that is not loopback.
 ///
 /// # Errors
@@ -161,6 +196,8 @@ pub fn mutual_client(files: &TlsFiles, alpn: &[u8]) -> Result<rustls::ClientConf
         )
         .map_err(unusable)?;
     config.alpn_protocols = vec![alpn.to_vec()];
+    // A resumed session does not check certificates again, so a revoked or expired one would live on.
+    config.resumption = rustls::client::Resumption::disabled();
     Ok(config)
 }
 

@@ -325,7 +325,9 @@ impl Appender {
     }
 
     fn check_bound(&mut self, bytes: u64) -> Result<(), AppendError> {
-        let bound = self.config.disk_bytes_max;
+        // Room for refused events is kept free: a full buffer must drain past them.
+        let room = self.buffer.refused_room();
+        let bound = self.config.disk_bytes_max.saturating_sub(room);
         let growth = bytes.saturating_mul(2) + GROWTH_SLACK_BYTES + OPENING_BYTES;
         if self.used_bytes() + growth + NEAR_BYTES <= bound {
             return Ok(());

@@ -16,6 +16,7 @@
 //!   DIR/generations/START/   one store per ~100,000 events, named by its first position
 //!   DIR/quarantine/          generations that could not be read; nothing deletes them
 //!   DIR/window/              ids of recent events; the sequencer's, see `crate::window`
+//!   DIR/refused/             events that the collector does not take; nothing deletes them
 //! ```
 //!
 //! What is lost with a damaged generation is counted and logged, and the events after it get a new
@@ -31,6 +32,7 @@ mod generation;
 mod inspect;
 mod marks;
 mod reader;
+mod refused;
 mod stopped;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -107,6 +109,8 @@ struct Shared {
     agent_id: AgentId,
     clock: SharedClock,
     durable: watch::Sender<Position>,
+    /// Room for `refused/`, set apart from the bound of the directory.
+    refused_bytes_max: u64,
     state: Mutex<State>,
     /// Held while a generation is opened for reading; never taken under `state`.
     opening: Mutex<()>,
@@ -135,6 +139,8 @@ struct State {
     leaving: BTreeMap<Position, u64>,
     /// Bytes of everything else below the directory, the reserve excepted, when last measured.
     around_bytes: u64,
+    /// Bytes of these in `refused/`.
+    refused_bytes: u64,
     /// What was durable at open; marks never fall behind it.
     durable_floor: Position,
     /// Damaged events up to here are counted.
@@ -195,6 +201,7 @@ impl Buffer {
             &directory,
             &generations_directory,
             &directory.join("quarantine"),
+            &directory.join("refused"),
         ] {
             files::create_directory(path).map_err(failed)?;
         }
@@ -246,6 +253,7 @@ impl Buffer {
             generations,
             leaving: BTreeMap::new(),
             around_bytes: files::disk_bytes_around(&directory),
+            refused_bytes: files::disk_bytes(&directory.join("refused")),
             durable_floor: marks.durable,
             damage_counted: 0,
             wants_room: false,
@@ -259,6 +267,7 @@ impl Buffer {
                 agent_id: agent_id.clone(),
                 clock,
                 durable: watch::Sender::new(0),
+                refused_bytes_max: config.refused_bytes_max.min(config.disk_bytes_max / 8),
                 state: Mutex::new(state),
                 opening: Mutex::default(),
                 marks: Mutex::new(marks_file),

@@ -73,7 +73,8 @@ impl Buffer {
         let state = self.shared.state.lock();
         let head = state.epochs.head();
         let end = head.through.unwrap_or(durable).min(durable);
-        if position > end || position <= head.after {
+        // What is acknowledged may be deleted already: it is not lost.
+        if position > end || position <= head.after || position <= state.acked {
             return Ok(None);
         }
         let Some(start) = state

@@ -1,37 +1,40 @@
-//! One session: Hello, then a stream per batch with several in flight, and their answers.
+//! One session: batches of one epoch go out in order, each on a stream of its own, and their answers
+//! come back in any order.
 //!
-//! Batches leave in order; answers come in any order. An ack moves the buffer's low mark, a Retry
-//! sends the same events again later, anything else ends the session. A batch is read from the buffer
-//! again when it has to be repeated, so that memory does not grow with the batches in flight.
+//! ```text
+//!   reader ── prepared batches ──▶ session ── a task per batch ──▶ connection
+//!                                    │ ▲                              │
+//!                     flight (pure) ─┘ └───────── answers ────────────┘
+//! ```
+//!
+//! An ack moves the buffer's low mark. Retry sends the same events again later; so does an answer
+//! that does not come, on another stream. A refused batch is halved until the event that nobody takes
+//! stands alone: it is kept in `refused/`, and a substitute takes its sequence. The session outlives
+//! its connection when a successor is welcomed before the old one goes.
 
-use std::net::SocketAddr;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_protocol::frame;
-use headwater_protocol::{
-    BatchHeader, BatchReply, Codec, Hello, HelloReply, Limits as WireLimits, PROTOCOL_VERSION,
-    batch,
-};
-use metrics::{counter, histogram};
-use quinn::{Connection, RecvStream, SendStream};
-use serde::de::DeserializeOwned;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::Instant;
+use headwater_protocol::{BatchReply, Limits as WireLimits, RefusalCause};
+use metrics::{counter, gauge, histogram};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::{AbortHandle, JoinError, JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
-use super::{SessionError, Shipper};
-use crate::batcher::{self, Decision};
-use crate::buffer::{Batch, Buffer, Limits, Position, Stretch};
-use crate::config::CollectorConfig;
-use crate::metrics::{
-    ACK_SECONDS, BATCH_BYTES_SENT, BATCH_REPLIES, BATCHES_SENT, EVENTS_SENT, SESSIONS,
-};
-use crate::reload::{Live, Settings};
-
-/// Wait before the buffer is asked again after it had nothing where something was expected.
-const READ_AGAIN: Duration = Duration::from_millis(50);
+use super::Shipper;
+use super::error::SessionError;
+use super::flight::{Again, Attempt, Flight, Verdict};
+use super::link::{self, Link, Welcomed};
+use super::reader::{Ahead, Fresh, READ_AGAIN, Reader};
+use super::route::backoff;
+use super::successor::{Succession, Successor};
+use super::wire::{Delivery, ONE, Packed, blocking, deliver, pack, pack_substitute};
+use crate::buffer::{Buffer, Limits, Position, Stretch};
+use crate::metrics::{ACK_SECONDS, BATCH_REPLIES, BATCHES_IN_FLIGHT, HANDOVERS};
+use crate::reload::Live;
 
 /// Longest wait that a Retry can ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
@@ -39,448 +42,528 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 /// Most batches in flight, whatever both sides are configured with.
 const IN_FLIGHT_MAX: u32 = 4096;
 
+/// Batches that are sent again at once, beside the lowest one.
+const REPEATS_MAX: usize = 2;
+
+/// Sendings of a batch without an answer after which the session ends, whatever else is answered.
+const UNANSWERED_MAX: u32 = 3;
+
+/// How a session ended without a failure.
+#[derive(Debug)]
+pub(super) enum End {
+    Stopped,
+    /// The epoch has ended.
+    EpochEnded,
+    /// Other settings or limits: what is in flight is sent again on this connection.
+    Replaced(Box<Welcomed>, Arc<Live>),
+}
+
+/// A connection that another one has replaced: answers are still on their way.
+struct Retired {
+    link: Link,
+    until: Instant,
+}
+
+/// A task that sends a batch and waits for its answer.
+struct Sending {
+    task: AbortHandle,
+    connection: usize,
+    started: Instant,
+}
+
+type Place = Arc<OwnedSemaphorePermit>;
+
 /// An open session.
-pub(super) struct Session {
-    shared: Arc<Shared>,
+pub(super) struct Session<'a> {
+    shipper: &'a Shipper,
     live: Arc<Live>,
-    settings: Settings,
-    connection: Connection,
-    /// Kept open: its end would end the session.
-    _hello: (SendStream, RecvStream),
-    durable: watch::Receiver<Position>,
-    in_flight: Arc<Semaphore>,
-    in_flight_max: u32,
-    limits: Limits,
-    /// First position that has not been sent in this session.
-    cursor: Position,
-    waiting_since: Option<Instant>,
-    resends: mpsc::Receiver<Work>,
-    failures: mpsc::Receiver<SessionError>,
-}
-
-/// What the tasks that wait for answers share with the sender.
-struct Shared {
-    buffer: Buffer,
+    link: Link,
+    /// The connection is gone, and its successor may be welcomed in a moment.
+    is_broken: bool,
+    retired: Option<Retired>,
     stretch: Stretch,
-    resend: mpsc::Sender<Work>,
-    failure: mpsc::Sender<SessionError>,
-    acked: Notify,
-    reply_timeout: Duration,
-    retry_min: Duration,
+    theirs: WireLimits,
+    flight: Flight<Place>,
+    sendings: HashMap<Attempt, Sending>,
+    tasks: JoinSet<(Attempt, Delivery)>,
+    repeats: Arc<Semaphore>,
+    ahead: mpsc::Receiver<Ahead>,
+    reader: JoinHandle<()>,
+    acked: Arc<Notify>,
+    /// When anything was answered last.
+    answered_at: Instant,
+    handover_failures: u32,
 }
 
-/// Events to send, and the place in flight that they hold until they are acknowledged.
-struct Work {
-    first: Position,
-    /// `None` for new events: as many as fit.
-    last: Option<Position>,
-    _permit: OwnedSemaphorePermit,
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        self.reader.abort();
+        gauge!(BATCHES_IN_FLIGHT).set(0.0);
+    }
 }
 
-enum Step {
-    Send(Work),
-    /// The epoch is drained or was replaced, or the session is old.
-    Renew,
-    Stop,
-}
-
-impl Session {
-    /// Sends Hello, checks the collector's watermark against the buffer and trims.
-    pub(super) async fn open(
-        shipper: &Shipper,
-        live: &Arc<Live>,
-        connection: Connection,
-    ) -> Result<Self, SessionError> {
-        let buffer = shipper.buffer.clone();
-        let head = buffer.head();
-        let hello = Hello {
-            protocol_version: PROTOCOL_VERSION,
-            agent_id: shipper.agent_id.clone(),
-            epoch: head.stretch.epoch,
-            lowest_unacknowledged: head.stretch.sequence(head.acked + 1),
-            build: env!("CARGO_PKG_VERSION").to_owned(),
-            host: host(),
-        };
-        let (mut send, mut receive) = connection.open_bi().await?;
-        write(&mut send, &frame::encode(&hello)).await?;
-        let welcome = match read_frame(&mut receive).await? {
-            HelloReply::Welcome(welcome) => welcome,
-            HelloReply::Refused { reason } => return Err(SessionError::HelloRefused(reason)),
-        };
-        let watermark = head.stretch.position(welcome.committed_through);
-        // Legitimate watermarks lie between the last ack and the last event sent. Above: another
-        // incarnation of this disk used these numbers. Below: the table was set back.
-        if watermark > head.sent.max(head.acked) || watermark < head.acked {
-            blocking(move || buffer.renumber()).await;
-            return Err(SessionError::Watermark {
-                watermark: welcome.committed_through,
-            });
-        }
-        let trimmed = buffer.clone();
-        blocking(move || trimmed.acknowledge(watermark)).await;
-        counter!(SESSIONS).increment(1);
-        info!(
-            epoch = head.stretch.epoch,
-            committed_through = welcome.committed_through,
-            collector = %connection.remote_address(),
-            "session is open"
-        );
-        Ok(Self::new(
-            shipper,
-            live.clone(),
-            connection,
-            (send, receive),
-            head.stretch,
+impl<'a> Session<'a> {
+    pub(super) fn new(shipper: &'a Shipper, live: Arc<Live>, welcomed: Welcomed) -> Self {
+        let Welcomed {
+            link,
+            stretch,
             watermark,
-            welcome.limits,
-        ))
-    }
-
-    fn new(
-        shipper: &Shipper,
-        live: Arc<Live>,
-        connection: Connection,
-        hello: (SendStream, RecvStream),
-        stretch: Stretch,
-        acked: Position,
-        theirs: WireLimits,
-    ) -> Self {
+            limits: theirs,
+        } = welcomed;
         let config = &live.collector;
-        let in_flight_max = config
+        let in_flight = config
             .batches_in_flight_max
-            .min(theirs.batches_in_flight_max)
-            .clamp(1, IN_FLIGHT_MAX);
-        let capacity = in_flight_max as usize;
-        let (resend, resends) = mpsc::channel(capacity);
-        let (failure, failures) = mpsc::channel(1);
-        let limits = Limits {
-            events: config.batch_events_max.min(theirs.batch_events_max).max(1),
-            bytes: config.batch_bytes_max.min(theirs.batch_bytes_max),
-        };
-        Self {
-            shared: Arc::new(Shared {
-                buffer: shipper.buffer.clone(),
-                stretch,
-                resend,
-                failure,
-                acked: Notify::new(),
-                reply_timeout: Duration::from_millis(config.reply_timeout_ms),
-                retry_min: Duration::from_millis(config.backoff_min_ms),
-            }),
+            .min(theirs.batches_in_flight_max);
+        let acked = Arc::new(Notify::new());
+        let reader = Reader {
+            buffer: shipper.buffer.clone(),
             durable: shipper.buffer.durable(),
-            live,
-            settings: shipper.settings.clone(),
-            connection,
-            _hello: hello,
-            in_flight: Arc::new(Semaphore::new(capacity)),
-            in_flight_max,
-            limits,
-            cursor: acked + 1,
-            waiting_since: None,
-            resends,
-            failures,
-        }
-    }
-
-    /// Returns the address of the collector.
-    pub(super) fn collector(&self) -> SocketAddr {
-        self.connection.remote_address()
-    }
-
-    /// Sends until the session fails, the epoch is drained, the session is too old, or `stop`.
-    pub(super) async fn run(mut self, stop: &CancellationToken) -> Result<(), SessionError> {
-        let age = tokio::time::sleep(Duration::from_secs(self.live.collector.session_age_max_s));
-        tokio::pin!(age);
-        loop {
-            let connection = self.connection.clone();
-            let live = self.live.clone();
-            let step = tokio::select! {
-                biased;
-                Some(error) = self.failures.recv() => return Err(error),
-                () = stop.cancelled() => Step::Stop,
-                () = &mut age => Step::Renew,
-                () = self.settings.until_shipping_differs(&live) => Step::Renew,
-                error = connection.closed() => return Err(error.into()),
-                Some(work) = self.resends.recv() => Step::Send(work),
-                step = next_step(
-                    &self.shared, &live.collector, &mut self.durable, &self.in_flight,
-                    self.cursor, self.limits, &mut self.waiting_since,
-                ) => step,
-            };
-            match step {
-                Step::Send(work) => self.send(work, stop).await?,
-                Step::Renew => {
-                    debug!("session is renewed");
-                    let bound = Duration::from_millis(live.collector.reply_timeout_ms);
-                    return self.drain(bound, Some(stop)).await;
-                }
-                Step::Stop => {
-                    let bound = Duration::from_millis(live.collector.stop_drain_ms);
-                    return self.drain(bound, None).await;
-                }
-            }
-        }
-    }
-
-    /// Waits until nothing is in flight, at most `bound`. What is left is sent again later.
-    async fn drain(
-        &mut self,
-        bound: Duration,
-        stop: Option<&CancellationToken>,
-    ) -> Result<(), SessionError> {
-        let stopped = async {
-            match stop {
-                Some(stop) => stop.cancelled().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            // Answers that ask for a repeat give their place back by being dropped here.
-            () = async { while self.resends.recv().await.is_some() {} } => Ok(()),
-            all = self.in_flight.acquire_many(self.in_flight_max) => { drop(all); Ok(()) }
-            Some(error) = self.failures.recv() => Err(error),
-            () = stopped => Ok(()),
-            () = tokio::time::sleep(bound) => Ok(()),
-        }
-    }
-
-    async fn send(&mut self, work: Work, stop: &CancellationToken) -> Result<(), SessionError> {
-        let limits = match work.last {
-            None => self.limits,
-            Some(last) => Limits {
-                events: u32::try_from(last + 1 - work.first).unwrap_or(u32::MAX),
-                bytes: u64::MAX,
+            acked: acked.clone(),
+            stretch,
+            cursor: watermark + 1,
+            limits: Limits {
+                events: config.batch_events_max.min(theirs.batch_events_max).max(1),
+                bytes: config.batch_bytes_max.min(theirs.batch_bytes_max),
             },
+            linger: Duration::from_millis(config.linger_ms),
+            in_flight: Arc::new(Semaphore::new(in_flight.clamp(1, IN_FLIGHT_MAX) as usize)),
+            prepared: Arc::new(Semaphore::new(config.batches_prepared_max as usize)),
         };
-        if work
-            .last
-            .is_some_and(|last| last <= self.shared.buffer.head().acked)
-        {
-            return Ok(());
+        let (out, ahead) = mpsc::channel(1);
+        Self {
+            shipper,
+            link,
+            is_broken: false,
+            retired: None,
+            stretch,
+            theirs,
+            flight: Flight::new(),
+            sendings: HashMap::new(),
+            tasks: JoinSet::new(),
+            repeats: Arc::new(Semaphore::new(REPEATS_MAX)),
+            ahead,
+            reader: tokio::spawn(reader.run(out)),
+            acked,
+            answered_at: Instant::now(),
+            handover_failures: 0,
+            live,
         }
-        let first = work.first;
-        let shared = self.shared.clone();
-        let Some((batch, body)) = blocking(move || prepare(&shared.buffer, first, limits)).await?
-        else {
-            // A generation was set aside, or the epoch was replaced: the next step sees which.
-            tokio::time::sleep(READ_AGAIN).await;
-            return Ok(());
-        };
-        let header = BatchHeader {
-            epoch: self.shared.stretch.epoch,
-            first_sequence: self.shared.stretch.sequence(batch.first),
-            count: batch.count,
-            codec: Codec::Zstd,
-            body_bytes: batch.body.len() as u64,
-        };
-        let last = batch.last();
-        drop(batch);
-        let started = Instant::now();
-        let receive = tokio::select! {
-            sent = transmit(&self.connection, &header, &body) => sent?,
-            Some(error) = self.failures.recv() => return Err(error),
-            () = tokio::time::sleep(self.shared.reply_timeout) => {
-                return Err(SessionError::ReplyTimeout(self.shared.reply_timeout));
+    }
+
+    fn buffer(&self) -> &Buffer {
+        &self.shipper.buffer
+    }
+
+    /// Returns which collector of the list the events go to.
+    pub(super) fn index(&self) -> usize {
+        self.link.index
+    }
+
+    /// Ships until the session fails, is replaced, or `stop`; then waits for answers at most
+    /// `collector.stop_drain_ms`.
+    pub(super) async fn run(&mut self, stop: &CancellationToken) -> Result<End, SessionError> {
+        let mut successor = self.successor(Duration::ZERO);
+        loop {
+            self.send_again();
+            self.let_retired_go();
+            self.show();
+            let now = Instant::now();
+            let wakes_at = self.flight.wakes_at(now);
+            let retired_until = self.retired.as_ref().map(|retired| retired.until);
+            let wants_slot = !self.is_broken && self.flight.due(now).is_some();
+            let (connection, repeats) = (self.link.connection.clone(), self.repeats.clone());
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return self.drain().await,
+                Some(done) = self.tasks.join_next() => self.settle(done).await?,
+                error = connection.closed(), if !self.is_broken => {
+                    if !successor.is_greeting() {
+                        return Err(error.into());
+                    }
+                    debug!("the collector has let the old connection go");
+                    self.is_broken = true;
+                }
+                made = successor.made() => match self.succeed(made)? {
+                    Some(end) => return Ok(end),
+                    None => successor = self.successor(self.handover_delay()),
+                },
+                Some(ahead) = self.ahead.recv(), if !self.is_broken => match ahead {
+                    Ahead::Fresh(fresh) => self.send(fresh),
+                    Ahead::EpochEnded => return Ok(End::EpochEnded),
+                    Ahead::Failed(error) => return Err(error),
+                },
+                _ = repeats.acquire(), if wants_slot => {}
+                () = at(wakes_at) => {}
+                () = at(retired_until) => {}
             }
-            () = stop.cancelled() => return Ok(()),
-        };
-        counter!(BATCHES_SENT).increment(1);
-        counter!(EVENTS_SENT).increment(u64::from(header.count));
-        counter!(BATCH_BYTES_SENT).increment(body.len() as u64);
-        if work.last.is_none() {
-            self.cursor = last + 1;
-            self.waiting_since = None;
         }
-        let work = Work {
-            last: Some(last),
-            ..work
+    }
+
+    fn successor(&self, delay: Duration) -> Successor {
+        Successor::of(self.shipper, &self.live, &self.link, delay)
+    }
+
+    fn handover_delay(&self) -> Duration {
+        match self.handover_failures {
+            0 => Duration::ZERO,
+            failures => backoff(failures - 1, 1, &self.live.collector),
+        }
+    }
+
+    /// Sends a new batch.
+    fn send(&mut self, fresh: Fresh) {
+        let Fresh {
+            packed,
+            place,
+            slot,
+        } = fresh;
+        let attempt = self
+            .flight
+            .launch(packed.first, packed.last, Arc::new(place));
+        let connection = self.link.connection.clone();
+        self.start(
+            attempt,
+            deliver(connection, packed, self.reply_timeout(), slot),
+        );
+    }
+
+    /// Sends batches again whose wait is over: a few at a time, because each is read from the buffer
+    /// once more; the lowest at once, because all others wait for it.
+    fn send_again(&mut self) {
+        while !self.is_broken && self.link.connection.close_reason().is_none() {
+            let Some(again) = self.flight.due(Instant::now()) else {
+                return;
+            };
+            let slot = self.repeats.clone().try_acquire_owned().ok();
+            if slot.is_none() && !again.is_lowest {
+                return;
+            }
+            let attempt = self.flight.relaunch(again.first);
+            let (buffer, stretch) = (self.buffer().clone(), self.stretch);
+            let (connection, bound) = (self.link.connection.clone(), self.reply_timeout());
+            let sending = async move {
+                match blocking(move || pack_again(&buffer, stretch, again)).await {
+                    Ok(Some(packed)) => deliver(connection, packed, bound, slot).await,
+                    Ok(None) => Delivery::Nothing,
+                    Err(error) => Delivery::Unreadable(error),
+                }
+            };
+            self.start(attempt, sending);
+        }
+    }
+
+    fn start(
+        &mut self,
+        attempt: Attempt,
+        sending: impl Future<Output = Delivery> + Send + 'static,
+    ) {
+        let task = self.tasks.spawn(async move { (attempt, sending.await) });
+        let sending = Sending {
+            task,
+            connection: self.link.connection.stable_id(),
+            started: Instant::now(),
         };
-        tokio::spawn(await_reply(self.shared.clone(), receive, work, started));
+        self.sendings.insert(attempt, sending);
+    }
+
+    /// Acts on what came of one sending.
+    async fn settle(
+        &mut self,
+        done: Result<(Attempt, Delivery), JoinError>,
+    ) -> Result<(), SessionError> {
+        let (attempt, delivery) = match done {
+            Ok(done) => done,
+            Err(error) if error.is_cancelled() => return Ok(()),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        };
+        let (Some(sending), Some((first, last))) = (
+            self.sendings.remove(&attempt),
+            self.flight.batch_of(attempt),
+        ) else {
+            return Ok(());
+        };
+        let now = Instant::now();
+        match delivery {
+            Delivery::Answered(reply) => {
+                self.answered_at = now;
+                self.flight.answered(first);
+                self.take(first, last, reply, sending.started).await
+            }
+            Delivery::Unanswered => self.unanswered(first, &sending),
+            Delivery::Nothing => {
+                self.flight.wait(first, now + READ_AGAIN);
+                Ok(())
+            }
+            Delivery::Broken(error) => self.broken(first, &sending, error),
+            Delivery::Unreadable(error) => Err(error),
+        }
+    }
+
+    /// One stuck answer costs only its own place, as long as others come.
+    fn unanswered(&mut self, first: Position, sending: &Sending) -> Result<(), SessionError> {
+        counter!(BATCH_REPLIES, "reply" => "timeout").increment(1);
+        let others_are = self.answered_at > sending.started;
+        if !others_are || self.flight.unanswered(first) >= UNANSWERED_MAX {
+            return Err(SessionError::ReplyTimeout(self.reply_timeout()));
+        }
+        warn!(
+            first = self.stretch.sequence(first),
+            "a batch is not answered; it is sent again on another stream"
+        );
+        self.flight.wait(first, Instant::now());
         Ok(())
     }
-}
 
-/// Waits until a batch is due and there is a place in flight for it.
-async fn next_step(
-    shared: &Shared,
-    config: &CollectorConfig,
-    durable: &mut watch::Receiver<Position>,
-    in_flight: &Arc<Semaphore>,
-    cursor: Position,
-    limits: Limits,
-    waiting_since: &mut Option<Instant>,
-) -> Step {
-    let linger = Duration::from_millis(config.linger_ms);
-    loop {
-        let acked = shared.acked.notified();
-        let head = shared.buffer.head();
-        if head.stretch.epoch != shared.stretch.epoch {
-            return Step::Renew;
+    fn broken(
+        &mut self,
+        first: Position,
+        sending: &Sending,
+        error: SessionError,
+    ) -> Result<(), SessionError> {
+        let now = Instant::now();
+        let connection = &self.link.connection;
+        if sending.connection != connection.stable_id() || connection.close_reason().is_some() {
+            // Sent again on the next connection, or the session ends with this one.
+            self.flight.wait(first, now);
+            return Ok(());
         }
-        let durable_through = *durable.borrow_and_update();
-        let end = head
-            .stretch
-            .through
-            .map_or(durable_through, |end| end.min(durable_through));
-        let available = (end + 1).saturating_sub(cursor);
-        let waited = match (available, &waiting_since) {
-            (0, _) => Duration::ZERO,
-            (_, Some(since)) => since.elapsed(),
-            (_, None) => {
-                *waiting_since = Some(Instant::now());
-                Duration::ZERO
-            }
-        };
-        let closing = head.stretch.through.is_some();
-        match batcher::decide(available, waited, limits.events, linger, closing) {
-            Decision::Send => {
-                let permit = in_flight
-                    .clone()
-                    .acquire_owned()
-                    .await
-                    .expect("never closed");
-                return Step::Send(Work {
-                    first: cursor,
-                    last: None,
-                    _permit: permit,
-                });
-            }
-            Decision::Linger(rest) => tokio::select! {
-                () = tokio::time::sleep(rest) => {}
-                _ = durable.changed() => {}
-                () = acked => {}
-            },
-            Decision::Idle => tokio::select! {
-                _ = durable.changed() => {}
-                () = acked => {}
-            },
+        if matches!(error, SessionError::Protocol(_))
+            || self.flight.unanswered(first) >= UNANSWERED_MAX
+        {
+            return Err(error);
         }
+        debug!(%error, "a stream broke; its batch is sent again");
+        self.flight.wait(first, now + self.retry_min());
+        Ok(())
     }
-}
 
-/// Reads and compresses a batch, and writes down that it may be sent.
-fn prepare(
-    buffer: &Buffer,
-    first: Position,
-    limits: Limits,
-) -> Result<Option<(Batch, Vec<u8>)>, SessionError> {
-    let Some(read) = buffer.read(first, limits)? else {
-        return Ok(None);
-    };
-    if read.last() > buffer.head().sent {
-        buffer.note_sent().map_err(SessionError::Marks)?;
-    }
-    let body = batch::compress(&read.body).map_err(SessionError::Compress)?;
-    Ok(Some((read, body)))
-}
-
-async fn transmit(
-    connection: &Connection,
-    header: &BatchHeader,
-    body: &[u8],
-) -> Result<RecvStream, SessionError> {
-    let (mut send, receive) = connection.open_bi().await?;
-    write(&mut send, &frame::encode(header)).await?;
-    write(&mut send, body).await?;
-    send.finish()
-        .map_err(|error| SessionError::Stream(error.to_string()))?;
-    Ok(receive)
-}
-
-/// Waits for the answer to one batch and acts on it. The place in flight is free when this returns
-/// without a repeat.
-async fn await_reply(shared: Arc<Shared>, mut receive: RecvStream, work: Work, started: Instant) {
-    let reply = tokio::time::timeout(shared.reply_timeout, read_frame(&mut receive)).await;
-    let outcome = match reply {
-        Err(_) => Err(SessionError::ReplyTimeout(shared.reply_timeout)),
-        Ok(Err(error)) => Err(error),
-        Ok(Ok(reply)) => shared.take_reply(reply, work, started).await,
-    };
-    if let Err(error) = outcome {
-        // The first failure ends the session; those after it say the same.
-        drop(shared.failure.try_send(error));
-    }
-}
-
-impl Shared {
-    async fn take_reply(
-        &self,
+    /// Acts on the answer to the batch `first..=last`.
+    async fn take(
+        &mut self,
+        first: Position,
+        last: Position,
         reply: BatchReply,
-        work: Work,
         started: Instant,
     ) -> Result<(), SessionError> {
-        let last = work.last.unwrap_or(work.first);
         match reply {
             BatchReply::Ack {
                 committed_through, ..
             } => {
                 counter!(BATCH_REPLIES, "reply" => "ack").increment(1);
                 histogram!(ACK_SECONDS).record(started.elapsed());
-                let position = self.stretch.position(committed_through);
-                if position > self.buffer.head().sent {
-                    return Err(SessionError::Protocol(
-                        "an ack covers events that were never sent",
-                    ));
+                let through = self.stretch.position(committed_through);
+                if through > self.buffer().head().sent {
+                    let what = "an ack covers events that were never sent";
+                    return Err(SessionError::Protocol(what));
                 }
-                let buffer = self.buffer.clone();
-                blocking(move || buffer.acknowledge(position)).await;
-                self.acked.notify_one();
-                if position < last {
-                    self.repeat(work, self.retry_min).await;
+                let buffer = self.buffer().clone();
+                blocking(move || buffer.acknowledge(through)).await;
+                self.forget(through);
+                if through < last {
+                    let rest = first.max(through + 1);
+                    self.flight.wait(rest, Instant::now() + self.retry_min());
                 }
                 Ok(())
             }
             BatchReply::Retry { after_ms, reason } => {
                 counter!(BATCH_REPLIES, "reply" => "retry").increment(1);
                 debug!(after_ms, reason, "collector asks for a repeat");
-                let after = Duration::from_millis(after_ms).clamp(self.retry_min, RETRY_AFTER_MAX);
-                self.repeat(work, after).await;
+                let after =
+                    Duration::from_millis(after_ms).clamp(self.retry_min(), RETRY_AFTER_MAX);
+                self.flight.wait(first, Instant::now() + after);
                 Ok(())
             }
-            BatchReply::Refused { reason } => {
+            BatchReply::Refused { reason, cause } => {
                 counter!(BATCH_REPLIES, "reply" => "refused").increment(1);
-                let first = self.stretch.sequence(work.first);
-                error!(
-                    first,
-                    reason, "collector refused a batch; it stays in the buffer"
-                );
-                Err(SessionError::BatchRefused { first, reason })
+                self.refused(first, reason, cause).await
             }
         }
     }
 
-    async fn repeat(&self, work: Work, after: Duration) {
-        tokio::time::sleep(after).await;
-        // Fails only when the session has ended; the next one starts after the last ack.
-        drop(self.resend.send(work).await);
+    /// Forgets what is committed; answers to it are not waited for.
+    fn forget(&mut self, through: Position) {
+        for attempt in self.flight.acknowledge(through, Instant::now()) {
+            if let Some(sending) = self.sendings.remove(&attempt) {
+                sending.task.abort();
+            }
+        }
+        self.acked.notify_one();
+    }
+
+    async fn refused(
+        &mut self,
+        first: Position,
+        reason: String,
+        cause: RefusalCause,
+    ) -> Result<(), SessionError> {
+        let sequence = self.stretch.sequence(first);
+        let refused = |reason| SessionError::BatchRefused {
+            first: sequence,
+            reason,
+        };
+        if cause == RefusalCause::Protocol {
+            return Err(refused(reason));
+        }
+        let (buffer, stretch) = (self.buffer().clone(), self.stretch);
+        match self.flight.refused(first, Instant::now()) {
+            Verdict::Halved => {
+                debug!(sequence, reason, "a batch is refused; its halves are sent");
+                Ok(())
+            }
+            Verdict::Alone => {
+                if blocking(move || keep(&buffer, stretch, first)).await? {
+                    error!(
+                        sequence,
+                        epoch = stretch.epoch,
+                        reason,
+                        "the collector refuses an event; it is kept in refused/ and quarantined"
+                    );
+                    self.flight.substitute(first);
+                }
+                Ok(())
+            }
+            Verdict::NotTheEvent => {
+                let forgotten = blocking(move || buffer.forget_refused(stretch, first)).await;
+                if let Err(error) = forgotten {
+                    warn!(%error, sequence, "a kept event cannot be removed from refused/");
+                }
+                Err(refused(reason))
+            }
+        }
+    }
+
+    /// Goes over to the next connection, if there is one.
+    fn succeed(&mut self, made: Succession) -> Result<Option<End>, SessionError> {
+        let Succession {
+            reason,
+            live,
+            outcome,
+        } = made;
+        let result = if outcome.is_ok() { "done" } else { "failed" };
+        counter!(HANDOVERS, "reason" => reason.as_str(), "result" => result).increment(1);
+        let welcomed = match outcome {
+            Ok(welcomed) => welcomed,
+            Err(error) if self.is_broken || matches!(error, SessionError::Watermark { .. }) => {
+                return Err(error);
+            }
+            Err(error) => {
+                let reason = reason.as_str();
+                warn!(%error, reason, "no other connection; the one in use stays");
+                self.handover_failures += 1;
+                return Ok(None);
+            }
+        };
+        self.handover_failures = 0;
+        info!(
+            reason = reason.as_str(),
+            collector = welcomed.link.collector,
+            "events go over another connection"
+        );
+        let fits = welcomed.stretch.epoch == self.stretch.epoch
+            && welcomed.limits == self.theirs
+            && live.collector == self.live.collector;
+        if !fits {
+            return Ok(Some(End::Replaced(Box::new(welcomed), live)));
+        }
+        self.live = live;
+        let old = std::mem::replace(&mut self.link, welcomed.link);
+        let was_broken = std::mem::replace(&mut self.is_broken, false);
+        if !was_broken {
+            let drain = Duration::from_millis(self.live.collector.handover_drain_ms);
+            self.retired = Some(Retired {
+                link: old,
+                until: Instant::now() + drain,
+            });
+        }
+        self.forget(welcomed.watermark);
+        self.shipper.show_collector(&self.live, Some(&self.link));
+        Ok(None)
+    }
+
+    /// Closes the connection before this one when nothing is awaited on it any more. What it did not
+    /// answer is then sent again on this one.
+    fn let_retired_go(&mut self) {
+        let Some(retired) = &self.retired else {
+            return;
+        };
+        let connection = retired.link.connection.stable_id();
+        let is_awaited = self
+            .sendings
+            .values()
+            .any(|sending| sending.connection == connection);
+        if !is_awaited || Instant::now() >= retired.until {
+            self.retired = None;
+        }
+    }
+
+    /// Waits for the answers to what is underway, at most `collector.stop_drain_ms`. What is left is
+    /// sent again after the next start.
+    async fn drain(&mut self) -> Result<End, SessionError> {
+        self.reader.abort();
+        let until = Instant::now() + Duration::from_millis(self.live.collector.stop_drain_ms);
+        while self.flight.underway() > 0 {
+            tokio::select! {
+                biased;
+                Some(done) = self.tasks.join_next() => self.settle(done).await?,
+                () = sleep_until(until) => break,
+            }
+        }
+        Ok(End::Stopped)
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+    fn show(&self) {
+        gauge!(BATCHES_IN_FLIGHT).set(self.flight.len() as f64);
+    }
+
+    fn reply_timeout(&self) -> Duration {
+        Duration::from_millis(self.live.collector.reply_timeout_ms)
+    }
+
+    fn retry_min(&self) -> Duration {
+        Duration::from_millis(self.live.collector.backoff_min_ms)
+    }
+
+    /// Ends the connection so that the collector hears of it.
+    pub(super) async fn close(self) {
+        let endpoint = self.link.endpoint();
+        drop(self);
+        link::idle(endpoint).await;
     }
 }
 
-async fn write(send: &mut SendStream, bytes: &[u8]) -> Result<(), SessionError> {
-    send.write_all(bytes)
-        .await
-        .map_err(|error| SessionError::Stream(error.to_string()))
+/// Reads a batch again as it was, or its substitute. Blocks.
+fn pack_again(
+    buffer: &Buffer,
+    stretch: Stretch,
+    again: Again,
+) -> Result<Option<Packed>, SessionError> {
+    if again.is_substitute {
+        return pack_substitute(buffer, stretch, again.first);
+    }
+    let limits = Limits {
+        events: u32::try_from(again.last + 1 - again.first).unwrap_or(u32::MAX),
+        bytes: u64::MAX,
+    };
+    pack(buffer, stretch, again.first, limits)
 }
 
-async fn read_frame<T: DeserializeOwned>(receive: &mut RecvStream) -> Result<T, SessionError> {
-    let stream = |error: quinn::ReadExactError| SessionError::Stream(error.to_string());
-    let mut prefix = [0; 4];
-    receive.read_exact(&mut prefix).await.map_err(stream)?;
-    let length =
-        frame::length(prefix).map_err(|_| SessionError::Protocol("a frame is too long"))?;
-    let mut bytes = vec![0; length];
-    receive.read_exact(&mut bytes).await.map_err(stream)?;
-    frame::decode(&bytes).map_err(|_| SessionError::Protocol("a message cannot be decoded"))
+/// Keeps the event at `position` in `refused/`; false when it is not there now. Blocks.
+fn keep(buffer: &Buffer, stretch: Stretch, position: Position) -> Result<bool, SessionError> {
+    let Some(read) = buffer.read(position, ONE)? else {
+        return Ok(false);
+    };
+    let kept = buffer.keep_refused(stretch, position, &read.body);
+    kept.map_err(|source| SessionError::KeepRefused {
+        sequence: stretch.sequence(position),
+        source,
+    })?;
+    Ok(true)
 }
 
-/// Runs work that waits for the disk on a thread that may block.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work)
-        .await
-        .expect("the work does not panic and is never aborted")
-}
-
-fn host() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    name.trim().chars().take(255).collect()
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use headwater_protocol::batch::Slot;
 use headwater_protocol::frame;
 use headwater_protocol::{
-    ALPN, BatchHeader, BatchReply, Hello, HelloReply, Limits, Record, Welcome, batch,
+    ALPN, BatchHeader, BatchReply, Hello, HelloReply, Limits, Record, RefusalCause, Welcome, batch,
 };
 use headwater_service::tls;
 use parking_lot::Mutex;
@@ -206,6 +206,7 @@ impl Shared {
                 self.tables.lock().refused += 1;
                 return BatchReply::Refused {
                     reason: "not today".to_owned(),
+                    cause: RefusalCause::Protocol,
                 };
             }
             Manner::Silent => std::future::pending().await,

@@ -208,7 +208,7 @@ async fn ship_with_a_damaged_generation(
     std::fs::write(&db, bytes).unwrap();
 
     let collector = Collector::start(&site, &tables, Manner::Prompt).await;
-    config.collector.address = collector.address.to_string();
+    config.collector.addresses = vec![collector.address.to_string()];
     let agent = Agent::start(config).await;
     agent.until_drained().await;
     post_events(agent.address, "new", 10, 100).await;
@@ -295,7 +295,7 @@ async fn restored_disk_opens_a_new_epoch_and_loses_nothing() {
     // More events than were forgotten, and a restart, before the collector is seen again: their
     // numbers lie below the collector's watermark and above it.
     let mut away = config.clone();
-    away.collector.address = nobody().to_string();
+    away.collector.addresses = vec![nobody().to_string()];
     for round in ["new-a", "new-b"] {
         let agent = Agent::start(away.clone()).await;
         post_events(agent.address, round, 15, 0).await;

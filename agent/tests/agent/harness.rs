@@ -82,7 +82,7 @@ impl Site {
         config.buffer.directory = self.buffer();
         config.buffer.reserve_bytes = 0;
         config.buffer.disk_free_bytes_min = 0;
-        config.collector.address = collector.to_string();
+        config.collector.addresses = vec![collector.to_string()];
         config.collector.linger_ms = 5;
         config.collector.backoff_min_ms = 20;
         config.collector.backoff_max_ms = 100;

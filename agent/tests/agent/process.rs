@@ -144,7 +144,7 @@ pub(crate) fn config_at(
         disk_free_bytes_min = 0
         {keys}
         [collector]
-        address = "{collector}"
+        addresses = ["{collector}"]
         linger_ms = 5
         backoff_max_ms = 300
         [tls]

@@ -284,7 +284,7 @@ fn agent_config(
             "http": {"listen": loopback(ports.http)},
             "admin": {"listen": loopback(ports.http_admin)},
             "buffer": {"directory": layout.root.join("agent")},
-            "collector": {"address": collector.to_string(), "server_name": "localhost"},
+            "collector": {"addresses": [collector.to_string()], "server_name": "localhost"},
             "tls": tls(&pki.agent(AGENT), pki),
             "write_keys": write_keys(world),
         }),

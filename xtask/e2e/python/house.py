@@ -92,7 +92,7 @@ class House:
                 "admin": {"listen": address(ports["agent_admin"])},
                 "buffer": {"directory": str(self.data / "agent")},
                 "collector": {
-                    "address": address(ports["quic"]),
+                    "addresses": [address(ports["quic"])],
                     "backoff_min_ms": 50,
                     "backoff_max_ms": 500,
                     "keep_alive_ms": 500,

@@ -1,0 +1,187 @@
+//! A connection to one collector, and the first words on it.
+//!
+//! Connecting proves that the collector is who it should be. Hello and Welcome say how far this
+//! buffer is committed; only then may batches follow.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use headwater_protocol::frame;
+use headwater_protocol::{AgentId, Hello, HelloReply, Limits as WireLimits, PROTOCOL_VERSION};
+use metrics::counter;
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use tokio::time::Instant;
+use tracing::info;
+
+use super::credentials::Credentials;
+use super::error::SessionError;
+use super::wire::{blocking, read_frame, write};
+use crate::buffer::{Buffer, Position, Stretch};
+use crate::config::CollectorConfig;
+use crate::metrics::SESSIONS;
+
+/// How long the last packet of a closed connection may take to leave.
+const CLOSE_WAIT: Duration = Duration::from_millis(200);
+
+/// A connection to the collector at `index` of the list. Dropping it closes it.
+#[derive(Debug)]
+pub(super) struct Link {
+    endpoint: Endpoint,
+    pub(super) connection: Connection,
+    /// Place in `collector.addresses`.
+    pub(super) index: usize,
+    /// Its entry there.
+    pub(super) collector: String,
+    pub(super) since: Instant,
+    pub(super) credentials: Arc<Credentials>,
+    /// Kept open as long as the session.
+    hello: Option<(SendStream, RecvStream)>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.connection.close(0_u32.into(), b"session ends");
+    }
+}
+
+impl Link {
+    /// Connects to the collector at `index`, without a word yet.
+    ///
+    /// The collector's certificate is checked here. Whether it likes ours shows at the first answer.
+    pub(super) async fn connect(
+        config: &CollectorConfig,
+        credentials: Arc<Credentials>,
+        index: usize,
+    ) -> Result<Self, SessionError> {
+        let setup = |error: String| SessionError::Setup(error);
+        let collector = config.addresses[index].clone();
+        let resolved = tokio::net::lookup_host(&collector).await;
+        let address = resolved
+            .and_then(|mut found| {
+                found
+                    .next()
+                    .ok_or_else(|| std::io::ErrorKind::NotFound.into())
+            })
+            .map_err(|error| SessionError::Resolve(collector.clone(), error))?;
+        let local = match address {
+            SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+            SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+        };
+        let endpoint = Endpoint::client(local).map_err(|error| setup(error.to_string()))?;
+        let mut client = quinn::ClientConfig::new(credentials.client.clone());
+        client.transport_config(Arc::new(transport(config)?));
+        let connection = endpoint
+            .connect_with(client, address, &config.server_name)
+            .map_err(|error| setup(error.to_string()))?
+            .await?;
+        Ok(Self {
+            endpoint,
+            connection,
+            index,
+            collector,
+            since: Instant::now(),
+            credentials,
+            hello: None,
+        })
+    }
+
+    /// Returns what to wait on, so that the collector hears of the end.
+    pub(super) fn endpoint(&self) -> Endpoint {
+        self.endpoint.clone()
+    }
+}
+
+/// Waits a moment for the last packets of closed connections to leave: a dead collector never answers.
+pub(super) async fn idle(endpoint: Endpoint) {
+    drop(tokio::time::timeout(CLOSE_WAIT, endpoint.wait_idle()).await);
+}
+
+/// Every window is bounded; the collector may open no streams.
+fn transport(config: &CollectorConfig) -> Result<quinn::TransportConfig, SessionError> {
+    let idle = quinn::IdleTimeout::try_from(Duration::from_millis(config.idle_timeout_ms))
+        .map_err(|error| SessionError::Setup(error.to_string()))?;
+    let mut transport = quinn::TransportConfig::default();
+    transport
+        .keep_alive_interval(Some(Duration::from_millis(config.keep_alive_ms)))
+        .max_idle_timeout(Some(idle))
+        .send_window(config.send_window_bytes)
+        .send_fairness(false)
+        .stream_receive_window(quinn::VarInt::from_u32(128 << 10))
+        .receive_window(quinn::VarInt::from_u32(1 << 20))
+        .max_concurrent_bidi_streams(0_u32.into())
+        .max_concurrent_uni_streams(0_u32.into())
+        .datagram_receive_buffer_size(None)
+        .enable_segmentation_offload(config.segmentation_offload);
+    Ok(transport)
+}
+
+/// A connection whose collector has said Welcome.
+#[derive(Debug)]
+pub(super) struct Welcomed {
+    pub(super) link: Link,
+    /// The epoch that the session is about.
+    pub(super) stretch: Stretch,
+    /// Everything up to here is committed.
+    pub(super) watermark: Position,
+    pub(super) limits: WireLimits,
+}
+
+impl Welcomed {
+    /// Sends Hello, checks the collector's watermark against the buffer and trims. Batches may be in
+    /// flight on another connection meanwhile.
+    pub(super) async fn greet(
+        mut link: Link,
+        buffer: &Buffer,
+        agent_id: &AgentId,
+    ) -> Result<Self, SessionError> {
+        let head = buffer.head();
+        let hello = Hello {
+            protocol_version: PROTOCOL_VERSION,
+            agent_id: agent_id.clone(),
+            epoch: head.stretch.epoch,
+            lowest_unacknowledged: head.stretch.sequence(head.acked + 1),
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+            host: host(),
+        };
+        let (mut send, mut receive) = link.connection.open_bi().await?;
+        write(&mut send, &frame::encode(&hello)).await?;
+        let welcome = match read_frame(&mut receive).await? {
+            HelloReply::Welcome(welcome) => welcome,
+            HelloReply::Refused { reason } => return Err(SessionError::HelloRefused(reason)),
+        };
+        let watermark = head.stretch.position(welcome.committed_through);
+        let sent = buffer.head().sent;
+        // Legitimate watermarks lie between the last ack before Hello and the last event sent. Above:
+        // another incarnation of this disk used these numbers. Below: the table was set back.
+        if watermark > sent.max(head.acked) || watermark < head.acked {
+            let buffer = buffer.clone();
+            blocking(move || buffer.renumber()).await;
+            return Err(SessionError::Watermark {
+                watermark: welcome.committed_through,
+            });
+        }
+        let trimmed = buffer.clone();
+        blocking(move || trimmed.acknowledge(watermark)).await;
+        counter!(SESSIONS).increment(1);
+        info!(
+            epoch = head.stretch.epoch,
+            committed_through = welcome.committed_through,
+            collector = link.collector,
+            remote = %link.connection.remote_address(),
+            "session is open"
+        );
+        link.hello = Some((send, receive));
+        Ok(Self {
+            link,
+            stretch: head.stretch,
+            watermark,
+            limits: welcome.limits,
+        })
+    }
+}
+
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().chars().take(255).collect()
+}

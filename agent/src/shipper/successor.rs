@@ -1,0 +1,184 @@
+//! The next connection of a running session: when it is due, and to whom.
+//!
+//! Make before break: the connection in use ships on while the next one is opened and welcomed. If
+//! that fails, nothing has happened. Why a connection is replaced: its certificate files were, it is
+//! old, a collector that is preferred may be back, or the settings changed.
+
+use std::future::Future;
+use std::ops::RangeInclusive;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use headwater_protocol::AgentId;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::Shipper;
+use super::credentials::Credentials;
+use super::error::SessionError;
+use super::link::{Link, Welcomed};
+use crate::buffer::Buffer;
+use crate::reload::{Live, Settings};
+
+/// Why a connection is replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reason {
+    Certificates,
+    Age,
+    Preferred,
+    Settings,
+}
+
+impl Reason {
+    /// Returns the value of the metric label `reason`.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Certificates => "certificates",
+            Self::Age => "age",
+            Self::Preferred => "preferred",
+            Self::Settings => "settings",
+        }
+    }
+
+    /// Returns which collectors to try, in this order, when events go to number `current` of `count`.
+    fn candidates(self, current: usize, count: usize) -> RangeInclusive<usize> {
+        match self {
+            // Whoever comes before the present one; there is at least the first.
+            Self::Preferred => 0..=current.saturating_sub(1),
+            // The list may be another one: from its beginning.
+            Self::Settings => 0..=count - 1,
+            Self::Certificates | Self::Age => current..=current,
+        }
+    }
+}
+
+/// What came of it.
+pub(super) struct Succession {
+    pub(super) reason: Reason,
+    /// The settings that the new connection was made with.
+    pub(super) live: Arc<Live>,
+    pub(super) outcome: Result<Welcomed, SessionError>,
+}
+
+/// The next connection in the making. Resolves once; cancellation safe while it is kept.
+pub(super) struct Successor {
+    future: Pin<Box<dyn Future<Output = Succession> + Send>>,
+    greeting: Arc<AtomicBool>,
+}
+
+impl Successor {
+    /// Prepares to replace `link`, but not within the next `delay`.
+    pub(super) fn of(shipper: &Shipper, live: &Arc<Live>, link: &Link, delay: Duration) -> Self {
+        let greeting = Arc::new(AtomicBool::new(false));
+        let search = Search {
+            buffer: shipper.buffer.clone(),
+            agent_id: shipper.agent_id.clone(),
+            settings: shipper.settings.clone(),
+            credentials: shipper.watched.clone(),
+            greeting: greeting.clone(),
+            held: live.clone(),
+            used: link.credentials.clone(),
+            index: link.index,
+            old_at: link.since + Duration::from_secs(live.collector.session_age_max_s),
+        };
+        let future = Box::pin(async move {
+            tokio::time::sleep(delay).await;
+            search.run().await
+        });
+        Self { future, greeting }
+    }
+
+    /// Resolves when there is a next connection, or none could be made although one was due.
+    pub(super) async fn made(&mut self) -> Succession {
+        (&mut self.future).await
+    }
+
+    /// Says whether Hello may have been sent: the collector then closes the connection in use, which
+    /// is no failure.
+    pub(super) fn is_greeting(&self) -> bool {
+        self.greeting.load(Ordering::Relaxed)
+    }
+}
+
+struct Search {
+    buffer: Buffer,
+    agent_id: AgentId,
+    settings: Settings,
+    credentials: watch::Receiver<Arc<Credentials>>,
+    greeting: Arc<AtomicBool>,
+    held: Arc<Live>,
+    used: Arc<Credentials>,
+    index: usize,
+    old_at: Instant,
+}
+
+impl Search {
+    async fn run(mut self) -> Succession {
+        let reason = self.due().await;
+        let live = self.settings.now();
+        let config = &live.collector;
+        let bound = Duration::from_millis(config.connect_timeout_ms);
+        let last = config.addresses.len() - 1;
+        let mut outcome = Err(SessionError::ConnectTimeout(bound));
+        for index in reason.candidates(self.index.min(last), config.addresses.len()) {
+            let credentials = self.credentials.borrow().clone();
+            let attempt = self.attempt(&live, credentials, index);
+            outcome = timeout(bound, attempt)
+                .await
+                .unwrap_or(Err(SessionError::ConnectTimeout(bound)));
+            if outcome.is_ok() || self.greeting.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        Succession {
+            reason,
+            live,
+            outcome,
+        }
+    }
+
+    /// Waits until the connection in use should be replaced.
+    async fn due(&mut self) -> Reason {
+        let probe = self.held.collector.preferred_probe_ms;
+        // A collector that comes back must not meet all its agents in the same moment.
+        let probe = Duration::from_millis(rand::random_range(probe / 2..=probe));
+        let used = self.used.clone();
+        let newer = |now: &Arc<Credentials>| !Arc::ptr_eq(now, &used);
+        tokio::select! {
+            biased;
+            () = self.settings.until_shipping_differs(&self.held) => Reason::Settings,
+            Ok(_) = self.credentials.wait_for(newer) => Reason::Certificates,
+            () = sleep_until(self.old_at) => Reason::Age,
+            () = tokio::time::sleep(probe), if self.index > 0 => Reason::Preferred,
+        }
+    }
+
+    async fn attempt(
+        &self,
+        live: &Live,
+        credentials: Arc<Credentials>,
+        index: usize,
+    ) -> Result<Welcomed, SessionError> {
+        let link = Link::connect(&live.collector, credentials, index).await?;
+        self.greeting.store(true, Ordering::Relaxed);
+        Welcomed::greet(link, &self.buffer, &self.agent_id).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn candidates_stand_in_the_order_of_preference() {
+        let list = |reason: Reason, current| reason.candidates(current, 3).collect::<Vec<_>>();
+        assert_eq!(list(Reason::Preferred, 1), [0]);
+        assert_eq!(list(Reason::Preferred, 2), [0, 1]);
+        assert_eq!(list(Reason::Settings, 1), [0, 1, 2]);
+        for reason in [Reason::Certificates, Reason::Age] {
+            assert_eq!(list(reason, 2), [2]);
+        }
+    }
+}
