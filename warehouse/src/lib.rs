@@ -9,7 +9,6 @@
 
 pub mod config;
 pub mod core;
-pub mod functions;
 pub mod metrics;
 pub mod models;
 mod night;

@@ -19,12 +19,12 @@ use arrow::error::ArrowError;
 use headwater_service::clock::Micros;
 use headwater_tables::{Change, Operation, Partition, TableName, TableSpec, write};
 
-use crate::functions::timestamp_type;
 use crate::night::NightError;
 use crate::progress::Progress;
 use crate::publish::{Publisher, conform_to_table};
 use crate::rows::{conform, row_texts, sha256, sorted};
 use crate::sources::{Snapshot, SourceTable, TABLES};
+use headwater_tables::query::functions::timestamp_type;
 
 /// Publishes the copy and extends the histories; `now` is when the copy was taken.
 pub(crate) async fn publish(

@@ -15,11 +15,11 @@ use chrono::NaiveDate;
 use headwater_service::clock::Micros;
 use headwater_tables::{Change, Operation, Partition, TableName, TableSpec};
 
-use crate::functions::timestamp_type;
 use crate::models::Model;
 use crate::night::NightError;
 use crate::publish::Publisher;
 use crate::rows::sha256;
+use headwater_tables::query::functions::timestamp_type;
 
 /// What a night read.
 #[derive(Debug, Clone, PartialEq, Eq)]

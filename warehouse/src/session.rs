@@ -16,10 +16,8 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::TryStreamExt;
-use headwater_tables::query::IcebergProvider;
+use headwater_tables::query::{IcebergProvider, functions};
 use headwater_tables::{Table, TableName};
-
-use crate::functions;
 
 /// A session, with every table under its own name.
 pub(crate) struct Session {

@@ -19,6 +19,7 @@
 
 mod bounds;
 mod events;
+pub mod functions;
 mod manifests;
 pub mod metrics;
 mod provider;

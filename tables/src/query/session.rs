@@ -22,8 +22,8 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use iceberg::table::Table;
 use serde::Deserialize;
 
-use super::events;
 use super::{IcebergProvider, QueryError};
+use super::{events, functions};
 use crate::catalog::{Catalog, CatalogError};
 use crate::name::TableName;
 
@@ -138,6 +138,9 @@ pub fn session(pins: &Pins, options: &SessionOptions) -> Result<SessionContext, 
     let mut context = SessionContext::new_with_state(state);
     // `properties ->> 'key'` and its kin: what is not a column of its own is asked for in the JSON.
     datafusion_functions_json::register_all(&mut context)?;
+    for function in functions::all() {
+        context.register_udf(function);
+    }
     context.register_catalog(CATALOG, Arc::new(catalog(pins)?));
     Ok(context)
 }

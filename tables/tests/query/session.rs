@@ -185,3 +185,14 @@ async fn a_key_of_a_json_column_can_be_asked_for() {
         .to_string();
     assert!(text.contains("| vip | 7 | false  | 2.6     |"), "{text}");
 }
+
+#[tokio::test]
+async fn what_the_reports_compute_with_is_there_for_everybody() {
+    let lake = lake().await;
+    let context = session(&lake.pins(&[]).await, &SessionOptions::default()).unwrap();
+    let sql = "SELECT local_date(to_timestamp('2026-11-20T03:00:00Z'), 'America/New_York')";
+    assert_eq!(value(&context, sql).await, "2026-11-19");
+    let sql = "SELECT seconds_between(local_midnight(DATE '2026-11-01', 'America/New_York'),
+                                      local_midnight(DATE '2026-11-02', 'America/New_York'))";
+    assert_eq!(value(&context, sql).await, "90000");
+}

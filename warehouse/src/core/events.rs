@@ -17,12 +17,12 @@ use headwater_tables::{Partition, Table, TableSpec};
 use iceberg::arrow::schema_to_arrow_schema;
 
 use super::{RAW_SNAPSHOT, covered, date_list, days, number};
-use crate::functions::timestamp_type;
 use crate::models::CORE_EVENTS as CORE_EVENTS_SQL;
 use crate::night::NightError;
 use crate::progress::Progress;
 use crate::publish::Publisher;
 use crate::session::Session;
+use headwater_tables::query::functions::timestamp_type;
 
 /// Property of `core.events`: the sequence number of that snapshot, by which files that came later are
 /// told apart even when the snapshot itself has expired.

@@ -18,11 +18,11 @@ use arrow::datatypes::{DataType, Field, Int64Type, Schema, TimestampMicrosecondT
 use headwater_service::clock::Micros;
 use headwater_tables::TableName;
 
-use crate::functions::timestamp_type;
 use crate::night::NightError;
 use crate::progress::Progress;
 use crate::publish::Publisher;
 use crate::session::Session;
+use headwater_tables::query::functions::timestamp_type;
 use timeline::{InForce, PlanChange, Price, Prices, Subscription, Version, timeline};
 
 mod timeline;

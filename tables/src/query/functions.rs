@@ -1,6 +1,8 @@
-//! SQL functions that models need and DataFusion lacks: local days, exact durations, JSON fields.
+//! SQL functions that DataFusion lacks: local days, exact durations, JSON fields.
 //!
-//! Promise: each is a pure function of its arguments, so that a night can be run again.
+//! Place on the event's path: the read side; models of the night and ad-hoc SQL have the same ones, so
+//! that an analyst can take a report apart. Promise: each is a pure function of its arguments, so that
+//! a night can be run again.
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
@@ -23,7 +25,7 @@ use serde_json::value::RawValue;
 type Body = fn(&[ArrayRef]) -> Result<ArrayRef>;
 
 /// Returns the type of points in time in every table.
-pub(crate) fn timestamp_type() -> DataType {
+pub fn timestamp_type() -> DataType {
     DataType::Timestamp(TimeUnit::Microsecond, Some("+00:00".into()))
 }
 
