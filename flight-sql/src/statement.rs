@@ -11,7 +11,7 @@ use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::{DFParserBuilder, Statement as DFStatement};
-use datafusion::sql::sqlparser::ast::Statement as Ast;
+use datafusion::sql::sqlparser::ast::{ObjectName, ObjectNamePart, Statement as Ast};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 
 use crate::error::StatementError;
@@ -20,6 +20,10 @@ use crate::result::{self, Timestamps};
 
 /// Deepest nesting of a statement the parser follows.
 const RECURSION_MAX: usize = 50;
+
+/// What `SHOW SCHEMAS` means.
+const SHOW_SCHEMAS: &str = "SELECT catalog_name, schema_name FROM information_schema.schemata
+    WHERE schema_name <> 'information_schema' ORDER BY schema_name";
 
 /// A read-only statement, planned.
 pub(crate) struct Planned {
@@ -88,9 +92,14 @@ impl Planned {
 }
 
 async fn plan_text(context: &SessionContext, sql: &str) -> Result<LogicalPlan, StatementError> {
-    let statement = parse(sql)?;
+    let mut statement = parse(sql)?;
     check_statement(&statement)?;
-    let plan = context.state().statement_to_plan(statement).await?;
+    let state = context.state();
+    resolve(
+        &mut statement,
+        &state.config_options().catalog.default_schema,
+    )?;
+    let plan = state.statement_to_plan(statement).await?;
     check_plan(&plan)?;
     Ok(plan)
 }
@@ -106,6 +115,30 @@ fn parse(sql: &str) -> Result<DFStatement, StatementError> {
         Some(statement) if count == 1 => Ok(statement),
         _ => Err(StatementError::Count { count }),
     }
+}
+
+/// Says what DataFusion leaves open: `SHOW SCHEMAS` becomes a query, and `SHOW COLUMNS` of a bare name
+/// means the table of the default schema, not every table of that name.
+fn resolve(statement: &mut DFStatement, default_schema: &str) -> Result<(), StatementError> {
+    let DFStatement::Statement(inner) = statement else {
+        return Ok(());
+    };
+    match inner.as_mut() {
+        Ast::ShowSchemas { .. } => *statement = parse(SHOW_SCHEMAS)?,
+        Ast::ShowColumns { show_options, .. } => {
+            let name = show_options
+                .show_in
+                .as_mut()
+                .and_then(|show_in| show_in.parent_name.as_mut());
+            if let Some(ObjectName(parts)) = name
+                && parts.len() == 1
+            {
+                parts.insert(0, ObjectNamePart::Identifier(default_schema.into()));
+            }
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 /// Q-2: refuses every kind of statement that is not listed.
@@ -127,6 +160,7 @@ fn check_ast(statement: &Ast) -> Result<(), StatementError> {
         | Ast::ExplainTable { .. }
         | Ast::ShowVariable { .. }
         | Ast::ShowTables { .. }
+        | Ast::ShowSchemas { .. }
         | Ast::ShowColumns { .. }
         | Ast::ShowFunctions { .. }
         | Ast::ShowCreate { .. } => Ok(()),
@@ -183,6 +217,8 @@ fn is_read(node: &LogicalPlan) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use datafusion::prelude::SessionConfig;
+
     use super::*;
 
     async fn planned(sql: &str) -> Result<Planned, StatementError> {
@@ -237,6 +273,28 @@ mod tests {
                 .await
                 .map_err(|error| format!("{sql}: {error}"))
                 .unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn show_says_what_there_is() {
+        let config = SessionConfig::new().with_information_schema(true);
+        let context = SessionContext::new_with_config(config);
+        for sql in [
+            "CREATE TABLE t (a INT, b INT) AS VALUES (1, 2)",
+            "CREATE SCHEMA other",
+            "CREATE TABLE other.t (c INT) AS VALUES (1)",
+        ] {
+            context.sql(sql).await.unwrap().collect().await.unwrap();
+        }
+        for (sql, rows) in [
+            ("SHOW SCHEMAS", 2),
+            ("SHOW COLUMNS FROM t", 2),
+            ("SHOW COLUMNS FROM other.t", 1),
+        ] {
+            let plan = plan_text(&context, sql).await.unwrap();
+            let frame = context.execute_logical_plan(plan).await.unwrap();
+            assert_eq!(frame.count().await.unwrap(), rows, "{sql}");
         }
     }
 
