@@ -85,6 +85,10 @@ fn constant(namespace: &str, name: &str) -> TableName {
     TableName::new(namespace, name).expect("constant names are valid")
 }
 
+/// Table property of tables whose writers compute text bounds that cover every value of a file. Value
+/// `covering`.
+pub(crate) const BOUNDS_PROPERTY: &str = "headwater.bounds";
+
 /// Properties of every table. Names without `headwater.` are those of the Iceberg specification.
 const PROPERTIES: [(&str, &str); 7] = [
     ("write.format.default", "parquet"),
@@ -96,7 +100,7 @@ const PROPERTIES: [(&str, &str); 7] = [
     ("write.metadata.previous-versions-max", "50"),
     ("write.metadata.delete-after-commit.enabled", "true"),
     // `write` computes text bounds that cover all row groups, so the scan may believe them.
-    ("headwater.bounds", "covering"),
+    (BOUNDS_PROPERTY, "covering"),
 ];
 
 impl TableSpec {

@@ -16,10 +16,6 @@ use iceberg::spec::{
     DataFile, Datum, FieldSummary, PartitionSpec, PrimitiveLiteral, PrimitiveType, Transform, Type,
 };
 
-/// Table property of tables whose writers compute text bounds that cover every value of a file. Value
-/// `covering`.
-pub(super) const BOUNDS_PROPERTY: &str = "headwater.bounds";
-
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 const MICROS_PER_HOUR: i64 = 3_600_000_000;
 

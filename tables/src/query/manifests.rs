@@ -14,8 +14,9 @@ use iceberg::table::Table;
 use parking_lot::Mutex;
 
 use super::QueryError;
-use super::bounds::{self, BOUNDS_PROPERTY, ColumnBounds};
+use super::bounds::{self, ColumnBounds};
 use super::metrics::{MANIFEST_CACHE_BYTES, MANIFEST_LOADS_TOTAL};
+use crate::schema::BOUNDS_PROPERTY;
 
 /// Memory that cached manifests may take, for the whole process. 128 MiB hold about 30,000 data files
 /// of a table as wide as `raw.events`; beyond it the manifests used longest ago are read again.
