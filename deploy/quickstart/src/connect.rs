@@ -16,6 +16,7 @@ pub fn text(http: SocketAddr, sql: SocketAddr, admin: [SocketAddr; 3], ca: &Path
   curl -u {DEMO_WRITE_KEY}: http://{http}/v1/track -d '{{"userId": "me", "event": "Hello Headwater"}}'
 
   and find it two seconds later: SELECT * FROM events WHERE source_id = '{DEMO_SOURCE}'
+  and in the reports after `headwater night` (cargo run --release -- night)
 
 SQL (user {DEMO_USER}, password {DEMO_USER})
 

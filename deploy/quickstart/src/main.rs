@@ -7,18 +7,21 @@ use chrono::NaiveDate;
 use clap::{Args, Parser, Subcommand};
 use headwater_quickstart::desk::Desk;
 use headwater_quickstart::node::AGENT;
+use headwater_quickstart::operational;
 use headwater_quickstart::pki::Pki;
+use headwater_quickstart::quickstart::{self, QuickstartError};
 use headwater_quickstart::settings::Settings;
 use headwater_quickstart::world::{SEED, time::Window};
-use headwater_quickstart::{operational, quickstart};
 use headwater_service::cli::{CommonArgs, EXIT_CONFIG, EXIT_FAILED, fail};
 use headwater_service::clock::{Clock, SystemClock};
 use headwater_service::{config, logging, shutdown};
+use tokio_util::sync::CancellationToken;
 
 const EXAMPLES: &str = "Examples:
   headwater                                     play the sample, show a report, serve until Ctrl-C
   headwater --data-dir /tmp/sample --exit       the same elsewhere, and end after the report
   headwater --http-port 0 --sql-port 0          take free ports and print them
+  headwater night                               bring today's events into the reports
   headwater certificates --dir pki --agent a    development certificates for separate processes
   headwater operational-db --uri postgres://u:p@localhost/db
 
@@ -31,7 +34,7 @@ struct Cli {
     #[command(flatten)]
     common: CommonArgs,
     /// Directory of everything that is kept [default: headwater-data]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     data_dir: Option<PathBuf>,
     /// End after the report instead of serving
     #[arg(long)]
@@ -62,6 +65,12 @@ struct PortArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Build the reports of one day on the data directory, also while `headwater` serves it
+    Night {
+        /// The day, local to each company [default: today where the demo write key's company is]
+        #[arg(long, value_name = "DATE")]
+        date: Option<NaiveDate>,
+    },
     /// Make development certificates: a CA, both servers, agents; what is there stays
     Certificates {
         /// Directory of the files; keys get mode 0600
@@ -102,7 +111,12 @@ fn main() -> ExitCode {
             seed,
             last_day,
         }) => operational_db(uri, *seed, *last_day),
-        None => play(&cli),
+        Some(Command::Night { date }) => with_settings(&cli, async |settings, stop| {
+            quickstart::run_night(settings, *date, SystemClock::shared(), stop).await
+        }),
+        None => with_settings(&cli, async |settings, stop| {
+            quickstart::run(settings, cli.exit, SystemClock::shared(), stop).await
+        }),
     }
 }
 
@@ -138,7 +152,11 @@ fn operational_db(uri: &str, seed: u64, last_day: Option<NaiveDate>) -> ExitCode
     }
 }
 
-fn play(cli: &Cli) -> ExitCode {
+/// Runs `work` with the settings, logs and a stop token that Ctrl-C cancels.
+fn with_settings(
+    cli: &Cli,
+    work: impl AsyncFnOnce(&Settings, CancellationToken) -> Result<(), QuickstartError>,
+) -> ExitCode {
     let settings = match settings(cli) {
         Ok(settings) => settings,
         Err(error) => return fail(EXIT_CONFIG, &error),
@@ -157,7 +175,7 @@ fn play(cli: &Cli) -> ExitCode {
             Ok(stop) => stop,
             Err(error) => return fail(EXIT_FAILED, &error),
         };
-        match quickstart::run(&settings, cli.exit, SystemClock::shared(), stop).await {
+        match work(&settings, stop).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(EXIT_FAILED, &error),
         }

@@ -3,11 +3,12 @@
 //! Promise: the sample's numbers add up exactly or the run ends with an error; what is in the data
 //! directory already is reused and never removed.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use chrono::NaiveDate;
+use chrono::{DateTime, NaiveDate};
 use headwater_service::clock::SharedClock;
 use headwater_tables::{Catalog, CatalogError};
 use headwater_warehouse::{self as warehouse, NightReport, Outcome};
@@ -90,6 +91,11 @@ pub enum QuickstartError {
     /// Numbers that do not add up.
     #[error(transparent)]
     Mismatch(#[from] Mismatch),
+    /// There is nothing to build reports from.
+    #[error(
+        "there is no sample in `{0}`; start `headwater` on it first, or name another with --data-dir"
+    )]
+    NoSample(String),
     /// Ctrl-C before the sample was complete.
     #[error("stopped before the sample was complete; start again to resume")]
     Stopped,
@@ -149,9 +155,45 @@ pub async fn run(
     Ok(served?)
 }
 
-/// Makes the data directory and returns it with its absolute path.
+/// Runs the night of one day on the data directory, whether or not `headwater` serves it at this
+/// moment, and shows the report: the way of one's own events into the reports.
+///
+/// # Errors
+/// See [`QuickstartError`].
+pub async fn run_night(
+    settings: &Settings,
+    day: Option<NaiveDate>,
+    clock: SharedClock,
+    stop: CancellationToken,
+) -> Result<(), QuickstartError> {
+    let directory = &settings.data_dir;
+    let sample = Sample::read(directory)?
+        .ok_or_else(|| QuickstartError::NoSample(directory.display().to_string()))?;
+    let day = day.unwrap_or_else(|| {
+        let world = World::new(sample.seed, sample.window());
+        let now = DateTime::from_timestamp_micros(clock.now()).unwrap_or_default();
+        now.with_timezone(&world.companies[0].profile.timezone)
+            .date_naive()
+    });
+    let layout = prepare_directory(directory)?;
+    let mut stages = Stages::default();
+    run_nights(&mut stages, [day], &layout, &clock, &stop).await?;
+    let query = Query::new(Catalog::open(&layout.catalog()).await?);
+    show_report(&query, day).await
+}
+
+async fn show_report(query: &Query, day: NaiveDate) -> Result<(), QuickstartError> {
+    println!("\nreports.company_day of {day}, the busiest companies\n");
+    println!("{}", report::company_day(query, day).await?);
+    Ok(())
+}
+
+/// Makes the data directory, for its owner alone, and returns it with its absolute path.
 fn prepare_directory(directory: &Path) -> Result<Layout, QuickstartError> {
-    std::fs::create_dir_all(directory)
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
         .and_then(|()| directory.canonicalize())
         .map(|root| Layout { root })
         .map_err(|source| QuickstartError::DataDirectory {
@@ -265,7 +307,7 @@ async fn work(
             got: positions,
         }));
     }
-    nights(stages, show.sample, layout, clock, stop).await?;
+    run_nights(stages, show.sample.window().days(), layout, clock, stop).await?;
     let complete = Sample {
         is_complete: true,
         ..show.sample.clone()
@@ -331,15 +373,15 @@ async fn drain(node: &Node, stage: Option<&Stage>) -> Result<(), QuickstartError
     Ok(())
 }
 
-/// Runs the nights of the sample's days.
-async fn nights(
+/// Runs the nights of these days.
+async fn run_nights(
     stages: &mut Stages,
-    sample: &Sample,
+    days: impl IntoIterator<Item = NaiveDate>,
     layout: &Layout,
     clock: &SharedClock,
     stop: &CancellationToken,
 ) -> Result<(), QuickstartError> {
-    for day in sample.window().days() {
+    for day in days {
         let stage = stages.begin(&format!("night of {day}"), None);
         let steps = NightSteps::in_stage(&stage);
         let (config, clock, stop) = (layout.warehouse()?, clock.clone(), stop.clone());
@@ -402,9 +444,7 @@ impl Show<'_> {
             );
             println!("  {:<28} {}", "all of it took", seconds(stages.total()));
         }
-        let day = self.sample.last_day;
-        println!("\nreports.company_day of {day}, the busiest companies\n");
-        println!("{}", report::company_day(self.query, day).await?);
+        show_report(self.query, self.sample.last_day).await?;
         let text = connect::text(
             self.node.http(),
             self.node.sql(),

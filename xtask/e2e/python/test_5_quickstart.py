@@ -4,7 +4,9 @@ import re
 import sys
 import textwrap
 import time
+from zoneinfo import ZoneInfo
 
+import pyarrow.compute as pc
 import pytest
 
 import readers
@@ -164,3 +166,34 @@ def test_printed_jdbc_url_works_as_it_is(served, driver):
     seen = readers.jdbc_by_url(driver, printed(served, "jdbc:arrow-flight-sql://"), prepared)
     assert seen["prepared"]["count"] > 100_000
     assert seen["million"]["rows"] == 1_000_000
+
+
+def test_a_night_brings_events_of_ones_own_into_the_report(first_start, served):
+    """While it serves, as the text after the start says."""
+    data, _ = first_start
+    sent = run(["bash", "-c", printed(served, "curl")])
+    assert sent.returncode == 0, sent
+
+    def arrived():
+        raw = readers.rows_of(readers.iceberg_table(data, "raw.events"), "source_id", "company_id", "event_time")
+        return raw.filter(pc.equal(raw["source_id"], "demo")).to_pylist() or None
+
+    own = eventually("the event of one's own is committed", arrived, within_s=60)[-1]
+    companies = readers.rows_of(readers.iceberg_table(data, "ops.companies"), "company_id", "timezone")
+    zones = dict(zip(companies["company_id"].to_pylist(), companies["timezone"].to_pylist(), strict=True))
+    day = own["event_time"].astimezone(ZoneInfo(zones[own["company_id"]])).date()
+    night = run(
+        [BINARIES / "headwater", "night", "--date", str(day), "--data-dir", data],
+        within_s=SECOND_START_WITHIN_S,
+    )
+    assert night.returncode == 0, night.stdout + night.stderr
+    assert f"reports.company_day of {day}" in night.stdout
+    report = readers.rows_of(
+        readers.iceberg_table(data, "reports.company_day"), "company_id", "report_date", "events"
+    )
+    rows = [
+        row
+        for row in report.to_pylist()
+        if row["company_id"] == own["company_id"] and row["report_date"] == day
+    ]
+    assert len(rows) == 1 and rows[0]["events"] >= 1, rows
