@@ -22,6 +22,7 @@ mod load;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_agent::buffer::AppendError;
@@ -125,7 +126,13 @@ fn file_round(
     let file = File::create(directory.join("plain")).expect("the directory is writable");
     let (sequencer, thread) =
         Sequencer::start(PlainFile(file), None, settings.clone()).expect("a thread starts");
-    let source = Source::new(settings, sequencer, SystemClock::shared());
+    let source = Source::new(
+        settings,
+        sequencer,
+        None,
+        Arc::default(),
+        SystemClock::shared(),
+    );
     let stop = CancellationToken::new();
     let (address, serving) = runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use headwater_protocol::SourceKind;
 use headwater_service::config::ConfigError;
@@ -36,6 +36,12 @@ pub struct Config {
     /// The window of recent events.
     #[serde(default)]
     pub dedup: DedupConfig,
+    /// Clocks of devices.
+    #[serde(default)]
+    pub event_time: EventTimeConfig,
+    /// Whose events are refused.
+    #[serde(default)]
+    pub suppression: SuppressionConfig,
     /// Where events go, and how fast.
     #[serde(default)]
     pub collector: CollectorConfig,
@@ -193,6 +199,53 @@ impl Default for DedupConfig {
 /// Most ids: 400 MB of memory.
 const DEDUP_IDS_MAX: usize = 16_000_000;
 
+/// `[event_time]`: what the clocks of browsers and phones are worth.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EventTimeConfig {
+    /// Devices whose clock is remembered. Default 50000: 8 MB of memory. 0 turns it off: each event
+    /// is judged by its own `sentAt`. Fewer take the delay of a retry for a wrong clock more often.
+    pub devices_max: usize,
+}
+
+impl Default for EventTimeConfig {
+    fn default() -> Self {
+        Self {
+            devices_max: 50_000,
+        }
+    }
+}
+
+/// Most devices: 160 MB of memory.
+const DEVICES_MAX: usize = 1_000_000;
+
+/// `[suppression]`: subjects whose events are refused before the disk.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SuppressionConfig {
+    /// File with one subject per line, `company<TAB>id`, read again within three seconds of a change.
+    /// Empty by default: nobody is suppressed. Replace it by renaming another file over it.
+    pub file: PathBuf,
+    /// Most subjects; a longer list is refused as broken. Default 500000: 9 MB of memory when full,
+    /// twice that while a new list is read.
+    pub subjects_max: usize,
+}
+
+impl SuppressionConfig {
+    pub(crate) fn path(&self) -> Option<&Path> {
+        (!self.file.as_os_str().is_empty()).then_some(&self.file)
+    }
+}
+
+impl Default for SuppressionConfig {
+    fn default() -> Self {
+        Self {
+            file: PathBuf::new(),
+            subjects_max: 500_000,
+        }
+    }
+}
+
 /// `[collector]`: shipping.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -302,6 +355,8 @@ impl Config {
             admin: AdminConfig::default(),
             buffer: BufferConfig::default(),
             dedup: DedupConfig::default(),
+            event_time: EventTimeConfig::default(),
+            suppression: SuppressionConfig::default(),
             collector: CollectorConfig::default(),
             tls,
             write_keys,
@@ -406,6 +461,11 @@ impl Config {
         check(self.dedup.ids_max <= DEDUP_IDS_MAX, "dedup.ids_max", || {
             format!("is `{}`; use at most {DEDUP_IDS_MAX}", self.dedup.ids_max)
         })?;
+        check(
+            self.event_time.devices_max <= DEVICES_MAX,
+            "event_time.devices_max",
+            || format!("must be at most {DEVICES_MAX}"),
+        )?;
         for (key, value) in [
             ("buffer.generation_events_max", buffer.generation_events_max),
             ("buffer.generation_bytes_max", buffer.generation_bytes_max),

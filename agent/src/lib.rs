@@ -20,6 +20,7 @@ pub mod sequencer;
 pub mod shipper;
 pub mod source;
 mod status;
+pub mod suppression;
 pub mod window;
 
 mod service;

@@ -21,6 +21,12 @@ pub const WINDOW_IDS: &str = "agent_window_ids";
 /// Failures around the window's files, label `reason`: `write`, `sync`, `damaged` (read in part),
 /// `forgotten` (not read). Each may let a retry be stored twice; none loses an event.
 pub const WINDOW_FAILURES: &str = "agent_window_failures_total";
+/// Devices whose clock is remembered.
+pub const SKEW_DEVICES: &str = "agent_skew_devices";
+/// Subjects of the suppression list in force.
+pub const SUPPRESSION_SUBJECTS: &str = "agent_suppression_subjects";
+/// Suppression lists that could not be used; the one before stays in force.
+pub const SUPPRESSION_FAILURES: &str = "agent_suppression_failures_total";
 /// Events accepted and not yet acknowledged.
 pub const BUFFERED_EVENTS: &str = "agent_buffered_events";
 /// Disk that the buffer directory takes, quarantine and reserve included.
@@ -106,6 +112,21 @@ pub const ALL: &[(&str, Kind, &str)] = &[
         WINDOW_FAILURES,
         Kind::Counter,
         "Window files not written or not read, by `reason`: write, sync, damaged, forgotten",
+    ),
+    (
+        SKEW_DEVICES,
+        Kind::Gauge,
+        "Devices whose clock is remembered",
+    ),
+    (
+        SUPPRESSION_SUBJECTS,
+        Kind::Gauge,
+        "Subjects of the suppression list in force",
+    ),
+    (
+        SUPPRESSION_FAILURES,
+        Kind::Counter,
+        "Suppression lists that could not be used",
     ),
     (
         BUFFERED_EVENTS,

@@ -214,6 +214,7 @@ fn plan(running: &Config, wanted: Config) -> Plan {
         buffer.refused_bytes_max,
         buffer.queue_requests_max,
         dedup.ids_max,
+        event_time.devices_max,
         log.format,
     );
     Plan {

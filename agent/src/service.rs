@@ -24,6 +24,7 @@ use crate::sequencer::Sequencer;
 use crate::shipper::{self, Credentials};
 use crate::source::Source;
 use crate::status::Status;
+use crate::suppression::{ListError, Suppression};
 use crate::window::Window;
 
 /// Longest time that requests in progress get at a stop.
@@ -53,6 +54,9 @@ pub enum StartError {
     /// The buffer cannot be opened.
     #[error(transparent)]
     Buffer(#[from] OpenError),
+    /// The list of suppressed subjects cannot be used.
+    #[error(transparent)]
+    Suppression(#[from] ListError),
     /// An address cannot be used.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -129,6 +133,7 @@ pub async fn start(
     let agent_id = agent_id(&config)?;
     // Read once now, so that a wrong file is found at start and not at the first session.
     let credentials = Credentials::read(&config.tls)?;
+    let suppression = Arc::new(Suppression::open(&config.suppression)?);
     let http = admin::listen(config.http.listen, "events (http.listen)").await?;
     let admin_listener = admin::listen(config.admin.listen, "admin (admin.listen)").await?;
     let (address, admin_address) = (http.local_addr()?, admin_listener.local_addr()?);
@@ -151,7 +156,7 @@ pub async fn start(
             .await
             .map_err(|error| std::io::Error::other(error.to_string()))??
     };
-    let window = window.map(|(window, _)| window);
+    let (window, fingerprinter) = window.unzip();
     let collectors = config.collector.addresses.join(" ");
     let reloader = Reloader::new(config, agent_id.clone());
     let settings = reloader.settings();
@@ -170,7 +175,13 @@ pub async fn start(
         clock: clock.clone(),
         status: status.clone(),
     };
-    let source = Source::new(settings, sequencer.clone(), clock);
+    let source = Source::new(
+        settings.clone(),
+        sequencer.clone(),
+        fingerprinter,
+        suppression.clone(),
+        clock,
+    );
     info!(%agent_id, %address, %admin_address, collectors, "agent runs");
     let parts = Parts {
         http,
@@ -181,6 +192,8 @@ pub async fn start(
         shipper,
         status,
     };
+    // Ends with `stop`; an agent without it would only keep the list that it has.
+    drop(tokio::spawn(suppression.follow(settings, stop.clone())));
     let supervisor = tokio::spawn(parts.run(stop));
     Ok(Running {
         address,

@@ -7,6 +7,7 @@ use axum::http::{HeaderValue, Response, StatusCode, header};
 use headwater_protocol::Invalid;
 use serde::Serialize;
 
+use super::request::Counts;
 use crate::buffer::AppendError;
 
 /// An event that is stored for quarantine instead of being accepted.
@@ -46,7 +47,7 @@ pub(super) struct Verdict {
 pub(super) enum Answer {
     /// All events are durable.
     Stored {
-        accepted: u64,
+        counts: Counts,
         rejected: Vec<Rejected>,
     },
     /// All events are durable; for a client that wants to hear it of each by its id.
@@ -80,6 +81,7 @@ struct Stored<'a> {
     success: bool,
     accepted: u64,
     duplicates: u64,
+    suppressed: u64,
     rejected: &'a [Rejected],
 }
 
@@ -204,10 +206,11 @@ impl Answer {
             })
         };
         match self {
-            Self::Stored { accepted, rejected } => to_json(&Stored {
+            Self::Stored { counts, rejected } => to_json(&Stored {
                 success: true,
-                accepted: *accepted,
-                duplicates: 0,
+                accepted: counts.accepted,
+                duplicates: counts.duplicates,
+                suppressed: counts.suppressed,
                 rejected,
             }),
             Self::StoredEach(verdicts) => to_json(&Results::of(verdicts)),

@@ -1,6 +1,6 @@
 //! What a request says besides its body: who sends, from where, at which attempt.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use axum::extract::Request;
 use axum::http::{HeaderMap, header};
@@ -11,6 +11,7 @@ use headwater_service::clock::Micros;
 use serde_bytes::ByteBuf;
 
 use super::body_form::Declared;
+use super::privacy::network;
 use crate::config::WriteKey;
 
 const USER_AGENT_BYTES_MAX: usize = 512;
@@ -18,7 +19,7 @@ const USER_AGENT_BYTES_MAX: usize = 512;
 /// What the request says besides its body.
 #[derive(Debug)]
 pub(super) struct Facts {
-    received_at: Micros,
+    pub(super) received_at: Micros,
     path: String,
     /// Write key of the headers.
     pub(super) write_key: Option<String>,
@@ -26,7 +27,7 @@ pub(super) struct Facts {
     pub(super) declared: Declared,
     /// When the client sent this request, where a header says so; a body may say it too.
     pub(super) sent_at: Option<String>,
-    attempt: Option<u32>,
+    pub(super) attempt: Option<u32>,
     ip: Option<String>,
     user_agent: Option<String>,
 }
@@ -51,7 +52,7 @@ impl Facts {
             declared: Declared::of(text("content-type")),
             sent_at: text("posthog-request-timestamp").map(str::to_owned),
             attempt: attempt(text("x-retry-count"), text("posthog-attempt")),
-            ip: forwarded.or(peer).map(truncate_ip),
+            ip: forwarded.or(peer).map(|ip| network(ip).to_string()),
             user_agent: text("user-agent").map(|text| cut(text, USER_AGENT_BYTES_MAX).to_owned()),
         }
     }
@@ -115,20 +116,6 @@ fn header_key(headers: &HeaderMap) -> Option<String> {
     (!user.is_empty()).then(|| user.to_owned())
 }
 
-/// Returns the network of an address: /24 for IPv4, /48 for IPv6. The rest never reaches the disk.
-fn truncate_ip(ip: IpAddr) -> String {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => {
-            let [a, b, c, _] = ip.octets();
-            IpAddr::from([a, b, c, 0]).to_string()
-        }
-        IpAddr::V6(ip) => {
-            let [a, b, c, ..] = ip.segments();
-            Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0).to_string()
-        }
-    }
-}
-
 /// Returns at most `bytes_max` bytes of `text`, cut between characters.
 pub(super) fn cut(text: &str, bytes_max: usize) -> &str {
     &text[..text.floor_char_boundary(bytes_max)]
@@ -137,17 +124,6 @@ pub(super) fn cut(text: &str, bytes_max: usize) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_are_cut_to_their_network() {
-        for (ip, expected) in [
-            ("203.0.113.77", "203.0.113.0"),
-            ("2001:db8:1:2:3:4:5:6", "2001:db8:1::"),
-            ("::ffff:203.0.113.77", "203.0.113.0"),
-        ] {
-            assert_eq!(truncate_ip(ip.parse().unwrap()), expected);
-        }
-    }
 
     #[test]
     fn attempts_and_retries_are_one_count() {

@@ -23,9 +23,11 @@ mod endpoint;
 mod facts;
 mod msgpack;
 mod places;
+mod privacy;
 mod request;
+pub(crate) mod scan;
+mod skew;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +36,6 @@ use axum::Router;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::Method;
 use axum::response::Response;
-use headwater_protocol::Record;
 use headwater_service::clock::SharedClock;
 use metrics::counter;
 use tokio::net::TcpListener;
@@ -43,12 +44,16 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::{EVENTS_RECEIVED, REQUESTS};
 use crate::reload::{Live, Settings};
 use crate::sequencer::{Entry, Sequencer};
+use crate::suppression::Suppression;
+use crate::window::Fingerprinter;
 
-use answer::{Answer, Verdict};
+use answer::Answer;
 use body::Memory;
 use connections::{Connections, Peer};
 use endpoint::Endpoint;
 use facts::Facts;
+use request::{Item, Prepared};
+use skew::Skews;
 
 /// Bodies up to this are parsed where they arrive; larger ones on a thread that may block.
 const INLINE_BYTES_MAX: usize = 64 * 1024;
@@ -63,14 +68,28 @@ pub struct Source {
 struct Shared {
     settings: Settings,
     memory: Memory,
+    skews: Skews,
+    suppression: Arc<Suppression>,
+    /// `None` when the window is off.
+    fingerprinter: Option<Fingerprinter>,
     clock: SharedClock,
 }
 
 impl Source {
     /// Makes the API; it holds `sequencer` until the last request has ended.
-    pub fn new(settings: Settings, sequencer: Sequencer, clock: SharedClock) -> Self {
+    pub fn new(
+        settings: Settings,
+        sequencer: Sequencer,
+        fingerprinter: Option<Fingerprinter>,
+        suppression: Arc<Suppression>,
+        clock: SharedClock,
+    ) -> Self {
+        let live = settings.now();
         let shared = Shared {
-            memory: Memory::new(settings.now().http.memory_bytes_max),
+            memory: Memory::new(live.http.memory_bytes_max),
+            skews: Skews::new(live.event_time.devices_max),
+            suppression,
+            fingerprinter,
             settings,
             clock,
         };
@@ -130,11 +149,11 @@ impl Source {
             Ok(Ok(body)) => body,
         };
         let prepared = if body.bytes.len() <= INLINE_BYTES_MAX {
-            request::prepare(&live, endpoint, &facts, body)
+            request::prepare(&self.shared, &live, endpoint, &facts, body)
         } else {
             let work = {
-                let live = live.clone();
-                move || request::prepare(&live, endpoint, &facts, body)
+                let (shared, live) = (self.shared.clone(), live.clone());
+                move || request::prepare(&shared, &live, endpoint, &facts, body)
             };
             tokio::task::spawn_blocking(work)
                 .await
@@ -146,48 +165,28 @@ impl Source {
         }
     }
 
-    async fn append(&self, live: &Live, prepared: request::Prepared) -> Answer {
-        let entry = |record: &Record| Entry {
-            record: record.encode(),
-            fingerprint: None,
+    async fn append(&self, live: &Live, prepared: Prepared) -> Answer {
+        let entry = |item: &Item| Entry {
+            record: item.record.encode(),
+            fingerprint: item.fingerprint,
         };
-        let entries = prepared.records.iter().map(entry).collect();
+        let entries = prepared.items.iter().map(entry).collect();
         match self.sequencer.append(entries).await {
-            Ok(_) => {
-                let rejected = prepared.rejected.len() as u64;
-                let accepted = prepared.records.len() as u64 - rejected;
-                counter!(EVENTS_RECEIVED, "verdict" => "accepted").increment(accepted);
-                counter!(EVENTS_RECEIVED, "verdict" => "rejected").increment(rejected);
-                answer_of(prepared, accepted)
+            Ok(duplicates) => {
+                let counts = prepared.counts(&duplicates);
+                for (verdict, count) in [
+                    ("accepted", counts.accepted),
+                    ("rejected", counts.rejected),
+                    ("duplicate", counts.duplicates),
+                    ("suppressed", counts.suppressed),
+                ] {
+                    counter!(EVENTS_RECEIVED, "verdict" => verdict).increment(count);
+                }
+                prepared.into_answer(&duplicates, counts)
             }
             Err(error) => Answer::of_append_error(&error, live.http.retry_after_s),
         }
     }
-}
-
-/// Returns the answer to a request whose events are durable.
-fn answer_of(prepared: request::Prepared, accepted: u64) -> Answer {
-    if let Some(answer) = prepared.unreadable {
-        return answer;
-    }
-    let Some(ids) = prepared.named else {
-        return Answer::Stored {
-            accepted,
-            rejected: prepared.rejected,
-        };
-    };
-    let refused: HashMap<usize, &'static str> = prepared
-        .rejected
-        .iter()
-        .map(|rejected| (rejected.index, rejected.code))
-        .collect();
-    let verdicts = ids.into_iter().enumerate().filter_map(|(index, id)| {
-        Some(Verdict {
-            id: id?,
-            refused: refused.get(&index).copied(),
-        })
-    });
-    Answer::StoredEach(verdicts.collect())
 }
 
 async fn handle(

@@ -311,12 +311,17 @@ async fn ready_means_that_events_leave_the_host() {
             1,
         )
     };
-    for (collector, reason, session) in [
-        (nobody(), "no session with the collector", false),
-        (silent.address, "the collector acknowledges nothing", true),
+    for (collector, reason, session, ids) in [
+        (nobody(), "no session with the collector", false, "e"),
+        (
+            silent.address,
+            "the collector acknowledges nothing",
+            true,
+            "f",
+        ),
     ] {
         let mut process = Process::start_with(&site, &quick(collector)).await;
-        post_events(process.address, "e", 10, 10).await;
+        post_events(process.address, ids, 10, 10).await;
         until_not_ready(&process, reason).await;
         let output = agent(&site, Some(process.admin), &["status"]).await;
         assert_eq!(output.status.code(), Some(1));

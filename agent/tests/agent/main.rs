@@ -11,6 +11,7 @@ mod disk;
 mod disk_bound;
 mod full_disk;
 mod harness;
+mod identity;
 mod kill;
 mod posters;
 mod power_cut;
