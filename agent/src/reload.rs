@@ -181,42 +181,42 @@ struct Plan {
     needs_restart: Vec<&'static str>,
 }
 
+/// Takes back what `wanted` changes of `running` in one setting.
+type Keep = fn(running: &Config, wanted: &mut Config) -> bool;
+
+macro_rules! needs_restart {
+    ($($section:ident . $key:ident),+ $(,)?) => {
+        &[$((
+            concat!(stringify!($section), ".", stringify!($key)),
+            |running, wanted| {
+                let differs = running.$section.$key != wanted.$section.$key;
+                wanted.$section.$key.clone_from(&running.$section.$key);
+                differs
+            },
+        )),+]
+    };
+}
+
+/// The settings that are read once at start. `docs/agent.md` says of each why.
+const NEEDS_RESTART: &[(&str, Keep)] = needs_restart!(
+    http.listen,
+    admin.listen,
+    buffer.directory,
+    buffer.reserve_bytes,
+    buffer.refused_bytes_max,
+    buffer.queue_requests_max,
+    dedup.ids_max,
+    event_time.devices_max,
+    log.format,
+);
+
 /// Keeps of `running` what cannot change at run time, and takes the rest of `wanted`.
 fn plan(running: &Config, wanted: Config) -> Plan {
-    fn keep<T: PartialEq + Clone>(
-        running: &T,
-        wanted: &mut T,
-        key: &'static str,
-        needs_restart: &mut Vec<&'static str>,
-    ) {
-        if running != wanted {
-            wanted.clone_from(running);
-            needs_restart.push(key);
-        }
-    }
     let mut config = wanted;
-    let mut needs_restart = Vec::new();
-    macro_rules! keep {
-        ($($section:ident . $key:ident),+ $(,)?) => {
-            $(keep(
-                &running.$section.$key,
-                &mut config.$section.$key,
-                concat!(stringify!($section), ".", stringify!($key)),
-                &mut needs_restart,
-            );)+
-        };
-    }
-    keep!(
-        http.listen,
-        admin.listen,
-        buffer.directory,
-        buffer.reserve_bytes,
-        buffer.refused_bytes_max,
-        buffer.queue_requests_max,
-        dedup.ids_max,
-        event_time.devices_max,
-        log.format,
-    );
+    let changed = NEEDS_RESTART
+        .iter()
+        .filter(|(_, keep)| keep(running, &mut config));
+    let needs_restart = changed.map(|(key, _)| *key).collect();
     Plan {
         config,
         needs_restart,
@@ -255,6 +255,17 @@ mod tests {
             running.buffer.disk_bytes_max / 2
         );
         assert_eq!(plan.config.http.retry_after_s, 77);
+    }
+
+    #[test]
+    fn the_manual_names_what_needs_a_restart() {
+        let manual = include_str!("../../docs/agent.md");
+        let (_, manual) = manual.split_once("## Settings while it runs").unwrap();
+        let (manual, _) = manual.split_once("\n## ").unwrap();
+        for (key, _) in NEEDS_RESTART {
+            let row = |line: &&str| line.starts_with("| `") && line.contains(&format!("`{key}`"));
+            assert!(manual.lines().any(|line| row(&line)), "{key}");
+        }
     }
 
     #[test]

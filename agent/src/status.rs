@@ -22,8 +22,16 @@ pub(crate) struct Status {
     clock: SharedClock,
     settings: Settings,
     started: Instant,
-    session: Mutex<Option<SocketAddr>>,
+    session: Mutex<Session>,
     progress: Mutex<Progress>,
+}
+
+/// How shipping stands.
+#[derive(Debug, Default)]
+struct Session {
+    collector: Option<SocketAddr>,
+    /// Why the last session or attempt failed; none since the last one opened.
+    failure: Option<String>,
 }
 
 /// Since when shipping has not moved on.
@@ -45,6 +53,8 @@ pub struct Report {
     pub not_ready: Option<String>,
     /// Collector of the open session.
     pub session: Option<SocketAddr>,
+    /// Why there is no session, as far as the last attempt tells.
+    pub session_failure: Option<String>,
     /// Everything up to this position is acknowledged.
     pub acked: Position,
     /// Nothing above this position has ever been sent.
@@ -100,14 +110,23 @@ impl Status {
             clock,
             settings,
             started: Instant::now(),
-            session: Mutex::new(None),
+            session: Mutex::default(),
             progress: Mutex::new(progress),
         }
     }
 
     /// Notes the collector of the session that is open now, or that there is none.
     pub(crate) fn set_session(&self, collector: Option<SocketAddr>) {
-        *self.session.lock() = collector;
+        let mut session = self.session.lock();
+        session.collector = collector;
+        if collector.is_some() {
+            session.failure = None;
+        }
+    }
+
+    /// Notes why a session or an attempt failed.
+    pub(crate) fn session_failed(&self, reason: String) {
+        self.session.lock().failure = Some(reason);
     }
 
     /// Returns the age of the oldest event without an ack, in seconds; 0 when there is none. Reads
@@ -131,9 +150,14 @@ impl Status {
 
     /// Says whether events are taken and leave the host; the reason when not.
     pub(crate) fn ready(&self) -> Result<(), String> {
+        let (session_open, failure) = {
+            let session = self.session.lock();
+            (session.collector.is_some(), session.failure.clone())
+        };
         let facts = Facts {
             refusal: self.buffer.refusal(),
-            session_open: self.session.lock().is_some(),
+            session_open,
+            failure,
             oldest_age_s: self.observe(),
             stalled_s: self.stalled_s(),
         };
@@ -143,6 +167,10 @@ impl Status {
     /// Returns the document of `/status`.
     pub(crate) fn report(&self) -> Report {
         let head = self.buffer.head();
+        let (collector, failure) = {
+            let session = self.session.lock();
+            (session.collector, session.failure.clone())
+        };
         let refused = admin::samples(APPENDS_REFUSED)
             .into_iter()
             .map(|(labels, value)| {
@@ -158,7 +186,8 @@ impl Status {
             agent_id: self.agent_id.clone(),
             uptime_s: self.started.elapsed().as_secs(),
             not_ready: self.ready().err(),
-            session: *self.session.lock(),
+            session: collector,
+            session_failure: failure,
             acked: head.acked,
             sent: head.sent,
             durable: *self.buffer.durable().borrow(),
@@ -187,6 +216,7 @@ fn seconds(micros: Micros) -> u64 {
 struct Facts {
     refusal: Option<String>,
     session_open: bool,
+    failure: Option<String>,
     oldest_age_s: u64,
     stalled_s: u64,
 }
@@ -200,8 +230,10 @@ impl Facts {
             return Err(format!("events are refused: {reason}"));
         }
         if !self.session_open && age > bound_s {
+            let why = self.failure.iter().map(|it| format!(" ({it})"));
             return Err(format!(
-                "no session with the collector; the oldest event has waited {age} s (bound {bound_s} s)"
+                "no session with the collector{}; the oldest event has waited {age} s (bound {bound_s} s)",
+                why.collect::<String>()
             ));
         }
         if self.session_open && age > bound_s && self.stalled_s > bound_s {
@@ -233,6 +265,7 @@ mod tests {
             let facts = Facts {
                 refusal: None,
                 session_open,
+                failure: None,
                 oldest_age_s,
                 stalled_s,
             };
@@ -245,6 +278,7 @@ mod tests {
         let refusing = Facts {
             refusal: Some("buffer is full".to_owned()),
             session_open: true,
+            failure: None,
             oldest_age_s: 0,
             stalled_s: 0,
         };

@@ -43,9 +43,10 @@ fn text(report: &Report) -> String {
         None => "ready".to_owned(),
         Some(reason) => format!("NOT READY: {reason}"),
     };
-    let session = match report.session {
-        Some(collector) => format!("open with {collector}"),
-        None => "none".to_owned(),
+    let session = match (report.session, &report.session_failure) {
+        (Some(collector), _) => format!("open with {collector}"),
+        (None, Some(failure)) => format!("none: {failure}"),
+        (None, None) => "none".to_owned(),
     };
     let refused = if report.refused.values().all(|count| *count == 0) {
         "none".to_owned()

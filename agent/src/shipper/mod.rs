@@ -110,6 +110,7 @@ impl Shipper {
             if started.elapsed() > SOUND_SESSION {
                 failures = 0;
             }
+            self.status.session_failed(error.to_string());
             counter!(SESSION_FAILURES, "reason" => error.reason()).increment(1);
             let collectors = live.collector.addresses.len();
             let wait = route::backoff(failures, collectors, &live.collector);
