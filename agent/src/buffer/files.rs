@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use headwater_protocol::AgentId;
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,18 @@ pub(super) fn lock(directory: &Path) -> io::Result<Option<File>> {
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// The same after up to half a second: whoever held it may be about to end, and a child that is being
+/// started shares it for a moment.
+pub(super) fn lock_patiently(directory: &Path) -> io::Result<Option<File>> {
+    for _ in 0..50 {
+        if let Some(lock) = lock(directory)? {
+            return Ok(Some(lock));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    lock(directory)
 }
 
 /// Returns the bytes that `path` and all below it take on disk; 0 for what vanishes meanwhile.

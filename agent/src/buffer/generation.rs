@@ -209,7 +209,8 @@ impl Generation {
         self.measure()
     }
 
-    fn measure(&self) -> Result<(), StoreError> {
+    /// Takes the size on disk as it is now.
+    pub(super) fn measure(&self) -> Result<(), StoreError> {
         let bytes = self.sync.metadata()?.blocks() * 512 + self.around_bytes;
         self.disk_bytes.store(bytes, Ordering::Relaxed);
         Ok(())

@@ -205,7 +205,7 @@ impl Buffer {
         ] {
             files::create_directory(path).map_err(failed)?;
         }
-        let lock = files::lock(&directory)
+        let lock = files::lock_patiently(&directory)
             .map_err(failed)?
             .ok_or_else(|| OpenError::Locked(directory.clone()))?;
         let identity = read_identity(&directory).map_err(failed)?;
@@ -309,9 +309,17 @@ impl Buffer {
         generations + state.leaving.values().sum::<u64>() + state.around_bytes
     }
 
-    /// Measures what lies around the generations.
+    /// Measures what lies around the generations, and those that are open: a store also writes on its
+    /// own.
     fn measure(&self) {
         let mut state = self.shared.state.lock();
+        for slot in state.generations.values() {
+            if let Slot::Open(generation) = slot
+                && let Err(error) = generation.measure()
+            {
+                tracing::warn!(%error, "a generation cannot be measured");
+            }
+        }
         state.around_bytes = files::disk_bytes_around(&self.shared.directory);
     }
 

@@ -1,11 +1,16 @@
-//! The buffer against a reference model: a list of records and two numbers.
+//! The buffer against a reference model: a list of records and two numbers. It lies on a disk of its own,
+//! so that the power can fail between any two steps.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use headwater_agent::buffer::{Appender, Batch, Buffer, Limits};
 use headwater_agent::config::BufferConfig;
 use headwater_service::clock::SystemClock;
 use proptest::prelude::*;
+
+use crate::disk::Disk;
+use crate::harness::soak;
+use crate::power_cut::files_below;
 
 #[derive(Debug, Clone)]
 enum Action {
@@ -17,6 +22,9 @@ enum Action {
     Reopen,
     /// Drop everything as a killed process would.
     Kill,
+    /// Lose every page that was never synced, except of these files, which the kernel happened to
+    /// write back.
+    PowerCut(Vec<prop::sample::Index>),
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -27,6 +35,7 @@ fn action() -> impl Strategy<Value = Action> {
         1 => Just(Action::Maintain),
         1 => Just(Action::Reopen),
         1 => Just(Action::Kill),
+        1 => proptest::collection::vec(any::<prop::sample::Index>(), 0..4).prop_map(Action::PowerCut),
     ]
 }
 
@@ -79,16 +88,18 @@ fn read(buffer: &Buffer, from: u64, events: u32) -> Option<Batch> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: soak(20, 400) as u32, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn buffer_is_a_list_with_two_marks(actions in proptest::collection::vec(action(), 1..25)) {
-        let directory = tempfile::tempdir().unwrap();
-        let mut subject = open(directory.path());
+        let parent = tempfile::tempdir().unwrap();
+        let mut disk = Disk::make(parent.path(), "disk", 32);
+        let mut subject = open(&directory(&disk));
         let epoch = subject.buffer.head().stretch.epoch;
         let mut records: Vec<Vec<u8>> = Vec::new();
         let mut acked = 0_u64;
-        for action in actions {
+        for (step, action) in actions.into_iter().enumerate() {
+            let crashes = matches!(action, Action::Kill | Action::PowerCut(_));
             match action {
                 Action::Append(sizes) => {
                     let new: Vec<Vec<u8>> = sizes
@@ -117,18 +128,30 @@ proptest! {
                     let Subject { appender, buffer } = subject;
                     appender.close();
                     drop(buffer);
-                    subject = open(directory.path());
-                    prop_assert_eq!(subject.buffer.head().acked, acked);
+                    subject = open(&directory(&disk));
                 }
                 Action::Kill => {
                     drop(subject);
-                    subject = open(directory.path());
-                    // Acks since the last mark are forgotten: those events are sent again.
-                    let kept = subject.buffer.head().acked;
-                    prop_assert!(kept <= acked);
-                    acked = kept;
+                    subject = open(&directory(&disk));
+                }
+                Action::PowerCut(written_back) => {
+                    let files = files_below(&directory(&disk));
+                    for file in written_back {
+                        // The store may have deleted it since.
+                        if let Ok(file) = std::fs::File::open(file.get(&files)) {
+                            file.sync_all().unwrap();
+                        }
+                    }
+                    let after = disk.after_power_cut(&format!("disk-{step}"));
+                    drop(subject);
+                    disk = after;
+                    subject = open(&directory(&disk));
                 }
             }
+            // A crash may forget acks since the last mark: those events are sent again.
+            let kept = subject.buffer.head().acked;
+            prop_assert!(kept == acked || (crashes && kept < acked));
+            acked = kept;
             let head = subject.buffer.head();
             prop_assert_eq!((head.stretch.epoch, head.stretch.after), (epoch, 0));
             prop_assert_eq!(subject.buffer.buffered(), records.len() as u64 - acked);
@@ -136,20 +159,14 @@ proptest! {
         }
         let rest = records[usize::try_from(acked).unwrap()..].concat();
         prop_assert!(read_all(&subject.buffer, acked + 1) == rest, "the rest differs");
-        prop_assert!(blobs(directory.path()).is_empty(), "values never leave the synced log");
+        let blobs = files_below(&directory(&disk).join("generations"));
+        let blobs = blobs.iter().filter(|path| path.to_string_lossy().contains("blobs/"));
+        prop_assert_eq!(blobs.count(), 0, "values never leave the synced log");
     }
 }
 
-fn blobs(directory: &Path) -> Vec<std::path::PathBuf> {
-    let generations = std::fs::read_dir(directory.join("generations")).unwrap();
-    generations
-        .flat_map(|entry| {
-            std::fs::read_dir(entry.unwrap().path().join("blobs"))
-                .into_iter()
-                .flatten()
-        })
-        .map(|entry| entry.unwrap().path())
-        .collect()
+fn directory(disk: &Disk) -> PathBuf {
+    disk.directory().join("buffer")
 }
 
 #[test]

@@ -8,6 +8,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
+use headwater_agent::buffer::Buffer;
+use headwater_agent::config::BufferConfig;
+use headwater_service::clock::SystemClock;
 use parking_lot::Mutex;
 
 use crate::collector::{Collector, Manner, Tables};
@@ -205,4 +208,37 @@ fn generations(site: &Site) -> usize {
     std::fs::read_dir(site.buffer().join("generations"))
         .unwrap()
         .count()
+}
+
+#[test]
+fn one_commit_grows_the_directory_by_less_than_it_has_to_fit() {
+    const GROUP_BYTES: usize = 20 << 20;
+    for size in [60, 600, 2_400, 4_900, 5_100, 60_000, 1_000_000] {
+        let directory = tempfile::tempdir().unwrap();
+        let config = BufferConfig {
+            directory: directory.path().to_owned(),
+            reserve_bytes: 0,
+            disk_free_bytes_min: 0,
+            ..BufferConfig::default()
+        };
+        let agent = "agent-1".parse().unwrap();
+        let (_buffer, mut appender) = Buffer::open(&config, &agent, SystemClock::shared()).unwrap();
+        let record = vec![0xc0; size];
+        let sampler = Sampler::start(directory.path());
+        let mut before = directory_bytes(directory.path());
+        // A fresh store, and one that already holds something.
+        for group_bytes in [GROUP_BYTES, GROUP_BYTES, 100_000] {
+            let group = vec![record.as_slice(); (group_bytes / size).max(1)];
+            let bytes = (group.len() * size) as u64;
+            appender.append(&group).unwrap();
+            let after = sampler
+                .largest
+                .load(Relaxed)
+                .max(directory_bytes(directory.path()));
+            let growth = after - before;
+            println!("disk bound: {bytes} bytes in records of {size} take {growth} more");
+            assert!(growth <= 3 * bytes + (2 << 20), "records of {size} bytes");
+            before = directory_bytes(directory.path());
+        }
+    }
 }
