@@ -225,6 +225,11 @@ async fn sigterm_ends_within_five_seconds_and_loses_nothing() {
         for poster in posters {
             acknowledged.extend(poster.await.unwrap());
         }
+        let hung = "the sequencer has not ended in time; what it answered is durable";
+        assert!(
+            process.logged(hung).is_empty(),
+            "{name}: a client held the stop"
+        );
         println!(
             "{name} collector, {} open connections: stopped in {took:?}",
             open.len()
