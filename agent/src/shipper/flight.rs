@@ -57,6 +57,9 @@ pub(super) enum Verdict {
     Halved,
     /// The event that nobody takes is found.
     Alone,
+    /// It is found. Whether this collector takes substitutes is not known yet, and is tried with the
+    /// lowest batch: its answer waits for nobody.
+    Later,
     /// Even the substitute is refused: it is not about the event.
     NotTheEvent,
 }
@@ -66,6 +69,8 @@ pub(super) enum Verdict {
 pub(super) struct Flight<P> {
     places: BTreeMap<Position, Place<P>>,
     attempts: u64,
+    /// A substitute was committed: the collector refuses single events, not everything.
+    is_proven: bool,
 }
 
 impl<P: Clone> Flight<P> {
@@ -73,6 +78,7 @@ impl<P: Clone> Flight<P> {
         Self {
             places: BTreeMap::new(),
             attempts: 0,
+            is_proven: false,
         }
     }
 
@@ -118,6 +124,11 @@ impl<P: Clone> Flight<P> {
                 is_lowest: first == lowest,
             })
         })
+    }
+
+    /// Says whether no batch stands before the one at `first`.
+    pub(super) fn is_lowest(&self, first: Position) -> bool {
+        self.places.keys().next() == Some(&first)
     }
 
     /// Returns when the next wait after `now` is over.
@@ -179,6 +190,7 @@ impl<P: Clone> Flight<P> {
             if let State::Underway(attempt) = place.state {
                 useless.push(attempt);
             }
+            self.is_proven |= place.is_substitute;
             if place.last > through {
                 place.state = State::Waiting(now);
                 self.places.insert(through + 1, place);
@@ -189,15 +201,20 @@ impl<P: Clone> Flight<P> {
 
     /// Decides on the batch at `first`, which was refused because of its events.
     pub(super) fn refused(&mut self, first: Position, now: Instant) -> Verdict {
+        let may_replace = self.is_proven || self.is_lowest(first);
         let Some(place) = self.places.get_mut(&first) else {
-            return Verdict::Halved;
+            return Verdict::Later;
         };
         place.state = State::Waiting(now);
         if place.is_substitute {
             return Verdict::NotTheEvent;
         }
         if place.last == first {
-            return Verdict::Alone;
+            return if may_replace {
+                Verdict::Alone
+            } else {
+                Verdict::Later
+            };
         }
         let middle = first + (place.last - first) / 2;
         let upper = Place {
@@ -258,7 +275,7 @@ mod tests {
                         replaced.insert(again.first);
                         flight.substitute(again.first);
                     }
-                    Verdict::NotTheEvent => panic!("a substitute is taken"),
+                    other => panic!("{other:?}: a substitute is taken, the lowest one first"),
                 }
             } else {
                 committed = again.last;
@@ -317,6 +334,21 @@ mod tests {
         assert!(flight.due(now).is_some_and(|again| again.is_substitute));
         flight.relaunch(7);
         assert_eq!(flight.refused(7, now), Verdict::NotTheEvent);
+    }
+
+    #[test]
+    fn one_substitute_proves_that_others_may_follow() {
+        let now = Instant::now();
+        let mut flight = Flight::new();
+        for first in [7, 8, 9, 10] {
+            flight.launch(first, first, ());
+        }
+        assert_eq!(flight.refused(8, now), Verdict::Later);
+        assert_eq!(flight.refused(7, now), Verdict::Alone);
+        flight.substitute(7);
+        assert_eq!(flight.refused(8, now), Verdict::Later);
+        flight.acknowledge(7, now);
+        assert_eq!(flight.refused(10, now), Verdict::Alone);
     }
 
     #[test]

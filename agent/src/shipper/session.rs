@@ -299,11 +299,14 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// One stuck answer costs only its own place, as long as others come.
+    /// One stuck answer costs only its own place, as long as others come. Those behind the lowest
+    /// batch wait for it and say nothing by being late.
     fn unanswered(&mut self, first: Position, sending: &Sending) -> Result<(), SessionError> {
         counter!(BATCH_REPLIES, "reply" => "timeout").increment(1);
         let others_are = self.answered_at > sending.started;
-        if !others_are || self.flight.unanswered(first) >= UNANSWERED_MAX {
+        if self.flight.is_lowest(first)
+            && (!others_are || self.flight.unanswered(first) >= UNANSWERED_MAX)
+        {
             return Err(SessionError::ReplyTimeout(self.reply_timeout()));
         }
         warn!(
@@ -408,6 +411,11 @@ impl<'a> Session<'a> {
         match self.flight.refused(first, Instant::now()) {
             Verdict::Halved => {
                 debug!(sequence, reason, "a batch is refused; its halves are sent");
+                Ok(())
+            }
+            Verdict::Later => {
+                let due = Instant::now() + self.retry_min();
+                self.flight.wait(first, due);
                 Ok(())
             }
             Verdict::Alone => {

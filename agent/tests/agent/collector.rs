@@ -27,6 +27,13 @@ pub(crate) struct Tables {
     pub(crate) ids: BTreeSet<String>,
     pub(crate) watermarks: BTreeMap<u64, u64>,
     pub(crate) hellos: Vec<Hello>,
+    /// For each Hello: the collector that took it, and the serial number of the agent's certificate.
+    pub(crate) visits: Vec<(SocketAddr, String)>,
+    /// Bytes that stood where a record should be.
+    pub(crate) undecodable: Vec<Vec<u8>>,
+    /// First sequences in the order in which their streams were opened.
+    pub(crate) arrivals: Vec<u64>,
+    pub(crate) arrived: Arc<Notify>,
     pub(crate) batches: usize,
     pub(crate) refused: usize,
 }
@@ -66,6 +73,14 @@ pub(crate) enum Manner {
     RetryFirst,
     /// The first batch of the collector's life is refused.
     RefuseFirst,
+    /// Batches with a record that holds the word `poison` are refused.
+    Poison,
+    /// Everything is refused, because of its events.
+    RefuseAll,
+    /// The third batch is committed but never answered.
+    MuteThird,
+    /// The third batch is swallowed at its first coming; the first is answered only after that.
+    SwallowThird,
     /// Answers leave in groups of this many, last batch first.
     Reversed(usize),
     /// Never.
@@ -82,7 +97,10 @@ struct Shared {
     manner: Manner,
     seen: Mutex<BTreeMap<(u64, u64), usize>>,
     held: Mutex<Vec<oneshot::Sender<()>>>,
-    arrived: Notify,
+    swallowed: Notify,
+    /// As the real one, a collector keeps the newest session of an agent.
+    session: Mutex<Option<quinn::Connection>>,
+    address: SocketAddr,
 }
 
 impl Collector {
@@ -96,9 +114,7 @@ impl Collector {
         tables: &Arc<Mutex<Tables>>,
         manner: Manner,
     ) -> Self {
-        let server = tls::mutual_server(&site.tls("collector"), ALPN).unwrap();
-        let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(server).unwrap();
-        let config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        let config = server_config(site);
         let mut endpoint = None;
         until("the port is free", || {
             endpoint = Endpoint::server(config.clone(), address).ok();
@@ -111,7 +127,9 @@ impl Collector {
             manner,
             seen: Mutex::default(),
             held: Mutex::default(),
-            arrived: Notify::new(),
+            swallowed: Notify::new(),
+            session: Mutex::default(),
+            address: endpoint.local_addr().unwrap(),
         });
         let accepting = endpoint.clone();
         tokio::spawn(async move {
@@ -130,12 +148,32 @@ impl Collector {
         }
     }
 
+    /// Takes up the certificate files as they are now, for the connections to come.
+    pub(crate) fn reload(&self, site: &Site) {
+        self.endpoint.set_server_config(Some(server_config(site)));
+    }
+
     pub(crate) async fn stop(self) {
         self.endpoint.close(1_u32.into(), b"away");
         // Not for long: an agent that gave up while connecting never says so.
         let closing = tokio::time::timeout(Duration::from_millis(200), self.endpoint.wait_idle());
         drop(closing.await);
     }
+}
+
+fn server_config(site: &Site) -> quinn::ServerConfig {
+    let server = tls::mutual_server(&site.tls("collector"), ALPN).unwrap();
+    let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(server).unwrap();
+    quinn::ServerConfig::with_crypto(Arc::new(crypto))
+}
+
+fn serial(connection: &quinn::Connection) -> String {
+    let chain = connection.peer_identity().unwrap();
+    let chain = chain
+        .downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
+        .unwrap();
+    let (_, leaf) = x509_parser::parse_x509_certificate(&chain[0]).unwrap();
+    leaf.raw_serial_as_string()
 }
 
 async fn session(shared: Arc<Shared>, connection: quinn::Connection) {
@@ -146,10 +184,15 @@ async fn session(shared: Arc<Shared>, connection: quinn::Connection) {
         return;
     };
     let epoch = hello.epoch;
+    let old = shared.session.lock().replace(connection.clone());
+    if let Some(old) = old {
+        old.close(2_u32.into(), b"replaced by a new session");
+    }
     let welcome = {
         let mut tables = shared.tables.lock();
         assert_eq!(hello.agent_id.as_str(), "agent-1");
         tables.hellos.push(hello);
+        tables.visits.push((shared.address, serial(&connection)));
         Welcome {
             committed_through: *tables.watermarks.entry(epoch).or_insert(0),
             limits: Limits {
@@ -172,6 +215,7 @@ async fn batch_stream(shared: Arc<Shared>, mut send: SendStream, mut receive: Re
     let Some(header) = read_frame::<BatchHeader>(&mut receive).await else {
         return;
     };
+    shared.tables.lock().arrivals.push(header.first_sequence);
     let Ok(body) = receive.read_to_end(8 << 20).await else {
         return;
     };
@@ -210,9 +254,19 @@ impl Shared {
                 };
             }
             Manner::Silent => std::future::pending().await,
+            Manner::RefuseAll => return self.refuse("nothing is taken"),
+            Manner::Poison if holds_poison(header, records) => return self.refuse("poison"),
+            Manner::SwallowThird if sightings == (1, 3) => {
+                self.swallowed.notify_one();
+                std::future::pending().await
+            }
+            Manner::SwallowThird if sightings.1 == 1 => self.swallowed.notified().await,
             _ => {}
         }
         self.commit(header, records).await;
+        if matches!(self.manner, Manner::MuteThird) && sightings.1 == 3 {
+            std::future::pending().await
+        }
         if let Manner::Reversed(group) = self.manner {
             self.hold(group).await;
         }
@@ -223,11 +277,20 @@ impl Shared {
         }
     }
 
+    fn refuse(&self, reason: &str) -> BatchReply {
+        self.tables.lock().refused += 1;
+        BatchReply::Refused {
+            reason: reason.to_owned(),
+            cause: RefusalCause::Events,
+        }
+    }
+
     /// Waits for its turn, as batches arrive in any order, then commits what is new.
     async fn commit(&self, header: &BatchHeader, records: &[u8]) {
         let slots = batch::slots(header, records).unwrap();
+        let arrival = self.tables.lock().arrived.clone();
         loop {
-            let arrived = self.arrived.notified();
+            let arrived = arrival.notified();
             {
                 let mut tables = self.tables.lock();
                 let watermark = *tables.watermarks.entry(header.epoch).or_insert(0);
@@ -235,7 +298,10 @@ impl Shared {
                     for (sequence, slot) in (header.first_sequence..).zip(&slots) {
                         let record = match slot {
                             Slot::Record(record) => Some(Record::clone(record)),
-                            Slot::Undecodable(_) => None,
+                            Slot::Undecodable(bytes) => {
+                                tables.undecodable.push(bytes.to_vec());
+                                None
+                            }
                         };
                         tables.ids.extend(record.as_ref().and_then(message_id));
                         let old = tables
@@ -248,7 +314,7 @@ impl Shared {
                     }
                     let through = watermark.max(header.last_sequence());
                     tables.watermarks.insert(header.epoch, through);
-                    self.arrived.notify_waiters();
+                    arrival.notify_waiters();
                     return;
                 }
             }
@@ -275,6 +341,14 @@ impl Shared {
 fn message_id(record: &Record) -> Option<String> {
     let body: serde_json::Value = serde_json::from_slice(&record.body).ok()?;
     Some(body["messageId"].as_str()?.to_owned())
+}
+
+fn holds_poison(header: &BatchHeader, records: &[u8]) -> bool {
+    let slots = batch::slots(header, records).unwrap();
+    slots.iter().any(|slot| match slot {
+        Slot::Record(record) => record.body.windows(6).any(|word| word == b"poison"),
+        Slot::Undecodable(_) => false,
+    })
 }
 
 async fn read_frame<T: serde::de::DeserializeOwned>(receive: &mut RecvStream) -> Option<T> {

@@ -9,10 +9,14 @@ use headwater_agent::{Config, Running};
 use headwater_protocol::SourceKind;
 use headwater_service::clock::SystemClock;
 use headwater_service::tls::TlsFiles;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
+
+use authority::Authority;
+
+#[path = "authority.rs"]
+pub(crate) mod authority;
 
 /// No test waits longer than this for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -20,38 +24,25 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// A directory with a CA, the collector's certificate and the agent's.
 pub(crate) struct Site {
     directory: tempfile::TempDir,
+    pub(crate) authority: Authority,
 }
 
 impl Site {
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let ca_key = KeyPair::generate().unwrap();
-        let mut ca = CertificateParams::new(Vec::new()).unwrap();
-        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca_certificate = ca.self_signed(&ca_key).unwrap();
-        let issuer = Issuer::new(ca, ca_key);
-        std::fs::write(directory.path().join("ca.pem"), ca_certificate.pem()).unwrap();
+        let authority = Authority::new("test CA");
+        std::fs::write(directory.path().join("ca.pem"), &authority.pem).unwrap();
         for (name, host) in [
             ("collector", "localhost"),
             ("agent-1", "agent-1"),
             ("agent-2", "agent-2"),
         ] {
-            let key = KeyPair::generate().unwrap();
-            let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
-            params.distinguished_name.push(DnType::CommonName, name);
-            let certificate = params.signed_by(&key, &issuer).unwrap();
-            std::fs::write(
-                directory.path().join(format!("{name}.pem")),
-                certificate.pem(),
-            )
-            .unwrap();
-            std::fs::write(
-                directory.path().join(format!("{name}.key")),
-                key.serialize_pem(),
-            )
-            .unwrap();
+            authority.issue(directory.path(), name, host);
         }
-        Self { directory }
+        Self {
+            directory,
+            authority,
+        }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

@@ -17,4 +17,8 @@ mod posters;
 mod power_cut;
 mod process;
 mod reload;
+mod shipping_collectors;
+mod shipping_network;
+mod shipping_poison;
+mod shipping_rotation;
 mod unit;
