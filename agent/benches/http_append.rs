@@ -137,7 +137,7 @@ fn file_round(
     let (address, serving) = runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let serving = tokio::spawn(source.serve(listener, stop.clone()));
+        let serving = tokio::spawn(source.serve(listener, None, stop.clone()));
         (address, serving)
     });
     let round = round(address, time, half);

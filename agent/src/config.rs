@@ -61,6 +61,11 @@ pub struct Config {
 pub struct HttpConfig {
     /// Address of the ingest API. Default `127.0.0.1:7070`: only this machine.
     pub listen: SocketAddr,
+    /// Unix socket for the same, beside the port; `""` for none. Default `""`. Its directory must
+    /// exist; under systemd `/run/headwater/agent.sock` fits the unit.
+    pub socket: PathBuf,
+    /// Permissions of the socket's file: who may send. Default `0o660`: the agent's user and group.
+    pub socket_mode: u32,
     /// Largest request body as sent, in bytes; above it 413, which SDKs take as permanent loss.
     /// Default 4 MiB: eight times what the largest SDK sends.
     pub body_bytes_max: u64,
@@ -92,6 +97,8 @@ impl Default for HttpConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
+            socket: PathBuf::new(),
+            socket_mode: 0o660,
             body_bytes_max: 4 * MIB,
             inflated_bytes_max: 20 * MIB,
             event_bytes_max: MIB,
@@ -443,6 +450,9 @@ impl Config {
             "http.event_bytes_max",
             || "must be at least 1 KiB and 8 KiB below `collector.batch_bytes_max`".to_owned(),
         )?;
+        check(http.socket_mode <= 0o777, "http.socket_mode", || {
+            "must be permissions such as `0o660`, in octal".to_owned()
+        })?;
         check(
             (1..=REQUEST_EVENTS_MAX).contains(&http.request_events_max),
             "http.request_events_max",

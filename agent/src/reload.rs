@@ -200,6 +200,8 @@ macro_rules! needs_restart {
 /// The settings that are read once at start. `docs/agent.md` says of each why.
 const NEEDS_RESTART: &[(&str, Keep)] = needs_restart!(
     http.listen,
+    http.socket,
+    http.socket_mode,
     admin.listen,
     buffer.directory,
     buffer.reserve_bytes,

@@ -22,7 +22,7 @@ use crate::metrics::OLDEST_AGE_SECONDS;
 use crate::reload::Reloader;
 use crate::sequencer::Sequencer;
 use crate::shipper::{self, Credentials};
-use crate::source::Source;
+use crate::source::{Socket, SocketError, Source};
 use crate::status::Status;
 use crate::suppression::{ListError, Suppression};
 use crate::window::Window;
@@ -60,6 +60,9 @@ pub enum StartError {
     /// An address cannot be used.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The Unix socket cannot be used.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// The operating system gives no thread or address.
     #[error("cannot start: {0}")]
     System(#[from] std::io::Error),
@@ -136,6 +139,11 @@ pub async fn start(
     let suppression = Arc::new(Suppression::open(&config.suppression)?);
     let http = admin::listen(config.http.listen, "events (http.listen)").await?;
     let admin_listener = admin::listen(config.admin.listen, "admin (admin.listen)").await?;
+    let path = &config.http.socket;
+    let socket = match path.as_os_str().is_empty() {
+        true => None,
+        false => Some(Socket::open(path, config.http.socket_mode)?),
+    };
     let (address, admin_address) = (http.local_addr()?, admin_listener.local_addr()?);
 
     let (buffer, appender, window) = {
@@ -185,6 +193,7 @@ pub async fn start(
     info!(%agent_id, %address, %admin_address, collectors, "agent runs");
     let parts = Parts {
         http,
+        socket,
         admin_listener,
         source,
         sequencer,
@@ -207,6 +216,7 @@ pub async fn start(
 
 struct Parts {
     http: TcpListener,
+    socket: Option<Socket>,
     admin_listener: TcpListener,
     source: Source,
     sequencer: Sequencer,
@@ -226,7 +236,7 @@ impl Parts {
         ));
         let ager = tokio::spawn(show_age(self.status));
         let mut shipper = tokio::spawn(shipper::run(self.shipper, stop.clone()));
-        let mut http = tokio::spawn(self.source.serve(self.http, stop.clone()));
+        let mut http = tokio::spawn(self.source.serve(self.http, self.socket, stop.clone()));
         let mut sequencer =
             tokio::task::spawn_blocking(move || self.sequencer_thread.join().is_ok());
         let outcome = tokio::select! {

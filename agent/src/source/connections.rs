@@ -1,5 +1,5 @@
-//! A listener that holds a bounded number of connections; more wait in the kernel's queue. One that
-//! says nothing for too long is closed, so that silent clients cannot keep the others out.
+//! Listeners that together hold a bounded number of connections; more wait in the kernel's queue. One
+//! that says nothing for too long is closed, so that silent clients cannot keep the others out.
 
 use std::future::Future;
 use std::io;
@@ -11,25 +11,50 @@ use std::time::Duration;
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
+use tokio_util::either::Either;
 
 use super::places::Places;
+use super::socket::Socket;
 use crate::reload::Settings;
 
-/// The listener.
+/// What is listened on.
+pub(super) enum Door {
+    Tcp(TcpListener),
+    Unix(Socket),
+}
+
+impl Door {
+    async fn accept(&self) -> io::Result<(Stream, Peer)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "TCP_NODELAY cannot be set");
+                }
+                Ok((Stream::Left(stream), Peer(Some(peer))))
+            }
+            Self::Unix(socket) => Ok((Stream::Right(socket.accept().await?), Peer(None))),
+        }
+    }
+}
+
+type Stream = Either<TcpStream, UnixStream>;
+
+/// A listener; several share the places.
 pub(super) struct Connections {
-    listener: TcpListener,
+    door: Door,
     places: Places,
     settings: Settings,
 }
 
 impl Connections {
-    pub(super) fn new(listener: TcpListener, settings: Settings) -> Self {
+    pub(super) fn new(door: Door, places: Places, settings: Settings) -> Self {
         Self {
-            listener,
-            places: Places::new(settings.now().http.connections_max),
+            door,
+            places,
             settings,
         }
     }
@@ -37,17 +62,14 @@ impl Connections {
 
 impl Listener for Connections {
     type Io = Connection;
-    type Addr = SocketAddr;
+    type Addr = Peer;
 
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
+    async fn accept(&mut self) -> (Connection, Peer) {
         self.places.resize(self.settings.now().http.connections_max);
         let place = self.places.acquire().await;
         loop {
-            match self.listener.accept().await {
+            match self.door.accept().await {
                 Ok((stream, peer)) => {
-                    if let Err(error) = stream.set_nodelay(true) {
-                        tracing::debug!(%error, "TCP_NODELAY cannot be set");
-                    }
                     let idle_timeout =
                         Duration::from_millis(self.settings.now().http.idle_timeout_ms);
                     let connection = Connection {
@@ -67,24 +89,27 @@ impl Listener for Connections {
         }
     }
 
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+    fn local_addr(&self) -> io::Result<Peer> {
+        Ok(match &self.door {
+            Door::Tcp(listener) => Peer(Some(listener.local_addr()?)),
+            Door::Unix(_) => Peer(None),
+        })
     }
 }
 
-/// Address of the client of a connection.
+/// Address of the client of a connection; `None` on the Unix socket.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Peer(pub(super) SocketAddr);
+pub(super) struct Peer(pub(super) Option<SocketAddr>);
 
 impl Connected<IncomingStream<'_, Connections>> for Peer {
     fn connect_info(stream: IncomingStream<'_, Connections>) -> Self {
-        Self(*stream.remote_addr())
+        *stream.remote_addr()
     }
 }
 
 /// A connection and its place.
 pub(super) struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     idle_timeout: Duration,
     idle: Pin<Box<Sleep>>,
     _place: OwnedSemaphorePermit,

@@ -27,6 +27,7 @@ mod privacy;
 mod request;
 pub(crate) mod scan;
 mod skew;
+mod socket;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -49,11 +50,13 @@ use crate::window::Fingerprinter;
 
 use answer::Answer;
 use body::Memory;
-use connections::{Connections, Peer};
+use connections::{Connections, Door, Peer};
 use endpoint::Endpoint;
 use facts::Facts;
+use places::Places;
 use request::{Item, Prepared};
 use skew::Skews;
+pub use socket::{Socket, SocketError};
 
 /// Bodies up to this are parsed where they arrive; larger ones on a thread that may block.
 const INLINE_BYTES_MAX: usize = 64 * 1024;
@@ -99,24 +102,34 @@ impl Source {
         }
     }
 
-    /// Serves until `stop`, then finishes the requests in progress.
+    /// Serves on both until `stop`, then finishes the requests in progress.
     ///
     /// # Errors
     /// Returns the error of the accept loop.
     pub async fn serve(
         self,
         listener: TcpListener,
+        socket: Option<Socket>,
         stop: CancellationToken,
     ) -> std::io::Result<()> {
-        let connections = Connections::new(listener, self.shared.settings.clone());
+        let settings = self.shared.settings.clone();
+        let places = Places::new(settings.now().http.connections_max);
         let router = Router::new().fallback(handle).with_state(self);
         let service = router.into_make_service_with_connect_info::<Peer>();
-        axum::serve(connections, service)
-            .with_graceful_shutdown(stop.cancelled_owned())
-            .await
+        let serve = |door| {
+            let connections = Connections::new(door, places.clone(), settings.clone());
+            axum::serve(connections, service.clone())
+                .with_graceful_shutdown(stop.clone().cancelled_owned())
+                .into_future()
+        };
+        let tcp = serve(Door::Tcp(listener));
+        match socket {
+            None => tcp.await,
+            Some(socket) => tokio::try_join!(tcp, serve(Door::Unix(socket))).map(|_| ()),
+        }
     }
 
-    async fn accept(&self, peer: SocketAddr, request: Request) -> Answer {
+    async fn accept(&self, peer: Option<SocketAddr>, request: Request) -> Answer {
         let Some(endpoint) = Endpoint::of(request.uri().path()) else {
             return Answer::NotFound;
         };
@@ -133,7 +146,7 @@ impl Source {
         self.shared.memory.set_bytes(config.memory_bytes_max);
         let facts = Facts::of(
             &request,
-            Some(peer.ip()),
+            peer.map(|peer| peer.ip()),
             config.trust_forwarded_for,
             self.shared.clock.now(),
         );

@@ -4,6 +4,10 @@ use std::io::Write;
 use std::sync::Arc;
 
 use headwater_protocol::Record;
+use headwater_service::clock::SystemClock;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::collector::{Collector, Manner};
 use crate::harness::{Agent, BASIC, Response, Site, batch, event, nobody, post, request};
@@ -270,6 +274,46 @@ async fn posthog_v1_hears_of_each_event_by_its_uuid() {
         assert_eq!(answer.unwrap().status, status, "{body}");
     }
     agent.stop().await;
+    collector.stop().await;
+}
+
+#[tokio::test]
+async fn clients_of_this_machine_come_through_the_socket() {
+    let site = Site::new();
+    let tables = Arc::default();
+    let collector = Collector::start(&site, &tables, Manner::Prompt).await;
+    let mut config = site.config(collector.address);
+    config.http.socket = site.path("agent.sock");
+    let agent = Agent::start(config.clone()).await;
+    let body = event("through-the-socket", 0);
+    let mut stream = UnixStream::connect(&config.http.socket).await.unwrap();
+    let head = format!(
+        "POST /v1/events HTTP/1.1\r\nhost: agent\r\nconnection: close\r\nx-write-key: key-1\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(body.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    // Beside the port, not in its place.
+    let answer = post(agent.address, "/v1/batch", &batch(["through-the-port"], 0)).await;
+    assert_eq!(answer.status, 200);
+    agent.until_drained().await;
+    let records: Vec<Record> = tables.lock().events.values().flatten().cloned().collect();
+    let ips: Vec<Option<&str>> = records.iter().map(|record| record.ip.as_deref()).collect();
+    assert_eq!(ips, [None, Some("127.0.0.0")], "a socket has no address");
+
+    // A second agent is refused, with the file's name, and the first goes on.
+    let mut second = site.config(collector.address);
+    second.http.socket = config.http.socket.clone();
+    second.buffer.directory = site.path("buffer-2");
+    let refused = headwater_agent::start(second, SystemClock::shared(), CancellationToken::new());
+    let refused = refused.await.unwrap_err().to_string();
+    assert!(refused.contains("agent.sock"), "{refused}");
+    assert!(UnixStream::connect(&config.http.socket).await.is_ok());
+    agent.stop().await;
+    assert!(!config.http.socket.exists(), "a stop removes the file");
     collector.stop().await;
 }
 
