@@ -54,6 +54,8 @@ pub(super) enum Answer {
     StoredEach(Vec<Verdict>),
     /// No feature is on.
     Flags,
+    /// The body was not read.
+    Ignored,
     Preflight,
     Unreadable(&'static str),
     UnknownKey(&'static str),
@@ -180,9 +182,11 @@ impl Answer {
 
     fn status(&self) -> (StatusCode, Option<u32>) {
         match self {
-            Self::Stored { .. } | Self::StoredEach(_) | Self::Flags | Self::Preflight => {
-                (StatusCode::OK, None)
-            }
+            Self::Stored { .. }
+            | Self::StoredEach(_)
+            | Self::Flags
+            | Self::Ignored
+            | Self::Preflight => (StatusCode::OK, None),
             Self::Unreadable(_) => (StatusCode::BAD_REQUEST, None),
             Self::UnknownKey(_) => (StatusCode::UNAUTHORIZED, None),
             Self::NotFound => (StatusCode::NOT_FOUND, None),
@@ -215,6 +219,7 @@ impl Answer {
             }),
             Self::StoredEach(verdicts) => to_json(&Results::of(verdicts)),
             Self::Flags => to_json(&Flags::default()),
+            Self::Ignored => br#"{"success":true}"#.to_vec(),
             Self::Preflight => b"{}".to_vec(),
             Self::Unreadable(message) => refused("unreadable", message),
             Self::UnknownKey(message) => refused("unknown_write_key", message),

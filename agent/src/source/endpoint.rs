@@ -15,6 +15,8 @@ pub(super) enum Endpoint {
     Capture,
     /// PostHog asks which features are on. None are.
     Flags,
+    /// Segment's browser library tells how it is itself. Nobody reads it.
+    SelfReport,
 }
 
 impl Endpoint {
@@ -26,6 +28,7 @@ impl Endpoint {
             "/v1/events" => Self::Events,
             "/i/v1/analytics/events" => Self::Capture,
             "/flags" | "/decide" => Self::Flags,
+            "/v1/m" => Self::SelfReport,
             "/v1/t" => Self::Single(EventType::Track),
             "/v1/i" => Self::Single(EventType::Identify),
             "/v1/p" => Self::Single(EventType::Page),
@@ -71,6 +74,7 @@ mod tests {
             ("/v1/events", Endpoint::Events),
             ("/i/v1/analytics/events", Endpoint::Capture),
             ("/flags/", Endpoint::Flags),
+            ("/v1/m", Endpoint::SelfReport),
         ] {
             assert_eq!(Endpoint::of(path), Some(endpoint), "{path}");
         }

@@ -138,8 +138,10 @@ impl Source {
             Method::POST => {}
             _ => return Answer::MethodNotAllowed,
         }
-        if endpoint == Endpoint::Flags {
-            return Answer::Flags;
+        match endpoint {
+            Endpoint::Flags => return Answer::Flags,
+            Endpoint::SelfReport => return Answer::Ignored,
+            _ => {}
         }
         let live = self.shared.settings.now();
         let config = &live.http;

@@ -318,7 +318,7 @@ async fn clients_of_this_machine_come_through_the_socket() {
 }
 
 #[tokio::test]
-async fn features_are_all_off() {
+async fn what_clients_ask_beside_events_gets_a_harmless_answer() {
     let site = Site::new();
     let agent = Agent::start(site.config(nobody())).await;
     let body = br#"{"api_key":"key-1","distinct_id":"u"}"#;
@@ -330,6 +330,8 @@ async fn features_are_all_off() {
         "errorsWhileComputingFlags": false,
     });
     assert_eq!(answer.json(), expected);
+    let answer = request(agent.address, "POST", "/v1/m", &[], br#"{"series":[]}"#).await;
+    assert_eq!(answer.unwrap().body, r#"{"success":true}"#);
     agent.stop().await;
 }
 
