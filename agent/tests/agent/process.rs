@@ -33,10 +33,16 @@ impl Process {
 
     /// Starts with a configuration file of this text, which logs JSON.
     pub(crate) async fn start_with(site: &Site, config: &str) -> Self {
+        Self::start_in(site, config, &[]).await
+    }
+
+    /// As [`Self::start_with`], with these variables in the environment.
+    async fn start_in(site: &Site, config: &str, environment: &[(&str, &Path)]) -> Self {
         std::fs::write(site.path("agent.toml"), config).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_headwater-agent"))
             .arg("--config")
             .arg(site.path("agent.toml"))
+            .envs(environment.iter().copied())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
@@ -245,6 +251,52 @@ async fn sigterm_ends_within_five_seconds_and_loses_nothing() {
     until("all that was answered has arrived", arrived).await;
     println!(
         "{} events answered with 200: all arrived",
+        acknowledged.len()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_within_five_seconds_on_a_slow_disk() {
+    let site = Site::new();
+    let [library, flag, waits] = ["slow_disk.so", "slow", "waits"].map(|name| site.path(name));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/agent/slow_disk.c");
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&library, &source])
+        .arg("-ldl")
+        .output();
+    let built = built.await.expect("cc is installed, as for Rust");
+    assert!(built.status.success(), "{built:?}");
+    let environment = [
+        ("LD_PRELOAD", library.as_path()),
+        ("SLOW_DISK", flag.as_path()),
+        ("SLOW_SYNC", waits.as_path()),
+    ];
+    let mut process = Process::start_in(&site, &config(&site, nobody()), &environment).await;
+    let address = process.address;
+    crate::harness::post_events(address, "e", 50, 600).await;
+    std::fs::write(&flag, b"").unwrap();
+    let waiting = tokio::spawn(post_until_stopped(address, "slow".to_owned()));
+    until("a sync hangs", || waits.exists()).await;
+    let started = std::time::Instant::now();
+    process.signal(rustix::process::Signal::TERM);
+    let status = tokio::time::timeout(PATIENCE, process.child.wait()).await;
+    let took = started.elapsed();
+    assert!(took.as_secs() < 5, "{took:?}");
+    assert_eq!(status.unwrap().unwrap().code(), Some(0));
+    let mut acknowledged = waiting.await.unwrap();
+    acknowledged.extend((0..50).map(|index| format!("e-{index}")));
+    std::fs::remove_file(&flag).unwrap();
+    let tables: Arc<Mutex<Tables>> = Arc::default();
+    let prompt = Collector::start(&site, &tables, Manner::Prompt).await;
+    let _process = Process::start(&site, prompt.address).await;
+    let arrived = || {
+        let arrived: BTreeSet<String> = tables.lock().message_ids().into_iter().collect();
+        acknowledged.iter().all(|id| arrived.contains(id))
+    };
+    until("all that was answered has arrived", arrived).await;
+    println!(
+        "syncs of 20 s: stopped in {took:?}, {} events kept",
         acknowledged.len()
     );
 }
