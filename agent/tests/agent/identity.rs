@@ -2,9 +2,15 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use headwater_agent::Config;
-use headwater_protocol::{Record, timestamp};
+use headwater_agent::buffer::{AppendError, Appender, Buffer};
+use headwater_agent::config::BufferConfig;
+use headwater_agent::reload::Settings;
+use headwater_agent::sequencer::{Append, Entry, Sequencer};
+use headwater_agent::window::Window;
+use headwater_protocol::{Record, SourceKind, timestamp};
 use parking_lot::Mutex;
 use serde_json::json;
 
@@ -399,4 +405,92 @@ async fn a_record_carries_the_skew_of_its_device() {
     for id in ["unknown", "server", "nobody"] {
         assert_eq!(skew(id), None, "{id}");
     }
+}
+
+/// The buffer's writer, failing on demand as on a full disk.
+struct Faulty {
+    appender: Appender,
+    fails: Arc<AtomicBool>,
+}
+
+impl Append for Faulty {
+    fn append(&mut self, records: &[&[u8]]) -> Result<(), AppendError> {
+        if self.fails.load(Ordering::Relaxed) && !records.is_empty() {
+            return Err(AppendError::DiskFull { wanted: 1 });
+        }
+        self.appender.append(records)
+    }
+
+    fn epoch(&self) -> u64 {
+        self.appender.epoch()
+    }
+
+    fn durable(&self) -> u64 {
+        self.appender.next() - 1
+    }
+
+    fn maintain(&mut self, settings: &BufferConfig) {
+        Append::maintain(&mut self.appender, settings);
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_could_not_be_stored_is_no_duplicate() {
+    let site = Site::new();
+    let config = site.config(nobody());
+    let clock = headwater_service::clock::SystemClock::shared();
+    let agent = "agent-1".parse().unwrap();
+    let (buffer, appender) = Buffer::open(&config.buffer, &agent, clock).unwrap();
+    let (window, fingerprinter) = Window::open(
+        &config.buffer.directory,
+        100,
+        appender.epoch(),
+        appender.next() - 1,
+    )
+    .unwrap();
+    let fails = Arc::new(AtomicBool::new(false));
+    let faulty = Faulty {
+        appender,
+        fails: fails.clone(),
+    };
+    let settings = Settings::fixed(config);
+    let (sequencer, thread) = Sequencer::start(faulty, Some(window), settings).unwrap();
+    let entry = |id: &str| {
+        let record = Record {
+            received_at: 1,
+            company_id: "acme".to_owned(),
+            source_id: "web".to_owned(),
+            source_kind: SourceKind::Browser,
+            path: "/v1/batch".to_owned(),
+            event_type: None,
+            sent_at: None,
+            attempt: None,
+            ip: None,
+            user_agent: None,
+            body: serde_bytes::ByteBuf::from(id.as_bytes()),
+            skew_ms: None,
+        };
+        Entry {
+            fingerprint: Some(fingerprinter.fingerprint(&record)),
+            record: record.encode(),
+        }
+    };
+    let append = async |ids: &[&str], disk_is_full: bool| {
+        fails.store(disk_is_full, Ordering::Relaxed);
+        let entries = ids.iter().map(|id| entry(id)).collect();
+        sequencer.append(entries).await.ok()
+    };
+    assert_eq!(append(&["a"], true).await, None);
+    assert_eq!(
+        append(&["a"], false).await,
+        Some(vec![]),
+        "it was not stored"
+    );
+    assert_eq!(append(&["a"], true).await, Some(vec![0]), "it is durable");
+    assert_eq!(append(&["a", "b"], true).await, None);
+    assert_eq!(append(&["a", "b"], false).await, Some(vec![0]));
+    assert_eq!(append(&["c", "b", "c"], false).await, Some(vec![1, 2]));
+    assert_eq!(buffer.buffered(), 3);
+    drop(sequencer);
+    thread.join().unwrap();
 }

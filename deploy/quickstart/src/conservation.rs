@@ -1,11 +1,11 @@
 //! The proof that nothing was lost and nothing stored twice: sent = stored + duplicate + quarantined.
 //!
 //! Counted per run: `sent` is what the agent answered with 200 in this run, the rest is how much the
-//! tables grew meanwhile. So the line also holds for a run that resumes an interrupted one: what the
+//! tables grew meanwhile and what the agent said that it had not stored again. So the line also holds for a run that resumes an interrupted one: what the
 //! first had stored comes again with the same message ids and is counted as duplicate. Events with
 //! the demo write key are left out, because anybody may send them at any time.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::desk::Tally;
 use crate::node::DEMO_SOURCE;
@@ -72,10 +72,14 @@ pub struct Line {
     pub sent: u64,
     /// Events whose message id is new.
     pub stored: u64,
-    /// Further copies of message ids that were there.
-    pub duplicate: u64,
+    /// Copies that the agent answered without storing them: the same bytes as a durable event.
+    pub duplicate_at_agent: u64,
+    /// Further copies of message ids that were there, found in the tables.
+    pub duplicate_in_tables: u64,
     /// Events that could not be accepted, kept with their reason.
     pub quarantined: u64,
+    /// What the agent said: valid events, and events for quarantine.
+    said: (u64, u64),
 }
 
 /// A count that does not add up: a defect, worth a report with the data directory.
@@ -94,25 +98,31 @@ impl Line {
     /// Returns the line of a run that found `before` and left `after`.
     pub fn new(played: &Played, before: Totals, after: Totals) -> Self {
         let stored = after.distinct.saturating_sub(before.distinct);
-        let copies = after
-            .rows
-            .saturating_sub(before.rows)
-            .saturating_sub(stored);
+        let rows = after.rows.saturating_sub(before.rows);
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Self {
-            sent: played.sent.load(Ordering::Relaxed),
+            sent: count(&played.sent),
             stored,
-            duplicate: copies + played.duplicates_at_agent.load(Ordering::Relaxed),
+            duplicate_at_agent: count(&played.duplicates_at_agent),
+            duplicate_in_tables: rows.saturating_sub(stored),
             quarantined: after.quarantined.saturating_sub(before.quarantined),
+            said: (count(&played.accepted), count(&played.rejected)),
         }
     }
 
-    /// Checks the line, and the tables against what the desk put in.
+    /// Returns all copies.
+    pub fn duplicate(&self) -> u64 {
+        self.duplicate_at_agent + self.duplicate_in_tables
+    }
+
+    /// Checks the line, the tables against what the agent said, and both against what the desk put
+    /// in.
     ///
     /// # Errors
     /// [`Mismatch`] names the first count that is wrong.
     pub fn check(&self, tally: &Tally, after: Totals) -> Result<(), Mismatch> {
-        let equal = |what, expected, got| {
-            if expected == got {
+        let is = |holds: bool, what, expected, got| {
+            if holds {
                 Ok(())
             } else {
                 Err(Mismatch {
@@ -122,13 +132,29 @@ impl Line {
                 })
             }
         };
+        let equal = |what, expected, got| is(expected == got, what, expected, got);
         equal("events sent", tally.sent(), self.sent)?;
         equal(
             "stored + duplicate + quarantined",
             self.sent,
-            self.stored + self.duplicate + self.quarantined,
+            self.stored + self.duplicate() + self.quarantined,
         )?;
-        equal("quarantined events", tally.quarantined(), self.quarantined)?;
+        let (accepted, rejected) = self.said;
+        equal(
+            "rows in `raw.events` of events that the agent accepted",
+            accepted,
+            self.stored + self.duplicate_in_tables,
+        )?;
+        equal(
+            "rows in `raw.quarantine` of events that the agent rejected",
+            rejected,
+            self.quarantined,
+        )?;
+        // How many of the copies among them the agent recognised depends on what it remembered.
+        let (most, least) = (tally.broken(), tally.broken() - tally.invalid_again);
+        let what = "quarantined events";
+        is(self.quarantined <= most, what, most, self.quarantined)?;
+        is(after.quarantined >= least, what, least, after.quarantined)?;
         equal(
             "distinct events in `raw.events`",
             tally.distinct,
@@ -144,7 +170,7 @@ impl std::fmt::Display for Line {
             "sent {} = stored {} + duplicate {} + quarantined {}",
             count(self.sent),
             count(self.stored),
-            count(self.duplicate),
+            count(self.duplicate()),
             count(self.quarantined)
         )
     }
@@ -160,14 +186,19 @@ mod tests {
             distinct: 90,
             copies: 6,
             invalid: [(Flaw::MissingName, 4)].into(),
+            invalid_again: 1,
             ..Tally::default()
         }
     }
 
-    fn played(sent: u64) -> Played {
-        let played = Played::default();
-        played.sent.store(sent, Ordering::Relaxed);
-        played
+    fn played(sent: u64, accepted: u64, duplicates: u64, rejected: u64) -> Played {
+        Played {
+            sent: sent.into(),
+            accepted: accepted.into(),
+            duplicates_at_agent: duplicates.into(),
+            rejected: rejected.into(),
+            ..Played::default()
+        }
     }
 
     fn totals(rows: u64, distinct: u64, quarantined: u64) -> Totals {
@@ -180,28 +211,63 @@ mod tests {
 
     #[test]
     fn a_first_run_adds_up() {
-        let after = totals(96, 90, 4);
-        let line = Line::new(&played(100), Totals::default(), after);
+        let after = totals(92, 90, 3);
+        let line = Line::new(&played(100, 92, 5, 3), Totals::default(), after);
         line.check(&tally(), after).unwrap();
         assert_eq!(
             line.to_string(),
-            "sent 100 = stored 90 + duplicate 6 + quarantined 4"
+            "sent 100 = stored 90 + duplicate 7 + quarantined 3"
         );
+        assert_eq!((line.duplicate_at_agent, line.duplicate_in_tables), (5, 2));
     }
 
     #[test]
     fn a_resumed_run_counts_what_was_there_as_duplicate() {
-        let (before, after) = (totals(41, 40, 1), totals(137, 90, 5));
-        let line = Line::new(&played(100), before, after);
-        line.check(&tally(), after).unwrap();
-        assert_eq!((line.stored, line.duplicate), (50, 46));
+        // What the agent remembers of the first run it does not store again.
+        for (in_tables, at_agent, quarantined) in [(46, 0, 4), (6, 42, 2), (1, 50, 0)] {
+            let before = totals(41, 40, 3);
+            let rows = 50 + in_tables;
+            let after = totals(41 + rows, 90, 3 + quarantined);
+            let said = played(
+                50 + in_tables + at_agent + quarantined,
+                rows,
+                at_agent,
+                quarantined,
+            );
+            let line = Line::new(&said, before, after);
+            let tally = Tally {
+                copies: line.sent - 94,
+                ..tally()
+            };
+            line.check(&tally, after).unwrap();
+            assert_eq!((line.stored, line.duplicate()), (50, in_tables + at_agent));
+        }
     }
 
     #[test]
-    fn a_lost_event_is_an_error() {
-        let after = totals(95, 89, 4);
-        let line = Line::new(&played(100), Totals::default(), after);
+    fn what_does_not_add_up_is_an_error() {
+        let sound = played(100, 92, 5, 3);
+        for (after, expected, got) in [
+            // Lost; lost but another stored in its place; stored twice; not quarantined.
+            (totals(91, 89, 3), 100, 99),
+            (totals(92, 89, 3), 90, 89),
+            (totals(93, 90, 3), 100, 101),
+            (totals(92, 90, 2), 100, 99),
+        ] {
+            let line = Line::new(&sound, Totals::default(), after);
+            let mismatch = line.check(&tally(), after).unwrap_err();
+            assert_eq!((mismatch.expected, mismatch.got), (expected, got));
+        }
+        // The agent said otherwise, although the sum is right.
+        for said in [played(100, 91, 5, 4), played(100, 93, 4, 3)] {
+            let after = totals(92, 90, 3);
+            let line = Line::new(&said, Totals::default(), after);
+            assert!(line.check(&tally(), after).is_err());
+        }
+        // Fewer in quarantine than were broken.
+        let after = totals(95, 90, 2);
+        let line = Line::new(&played(100, 95, 3, 2), Totals::default(), after);
         let mismatch = line.check(&tally(), after).unwrap_err();
-        assert_eq!((mismatch.expected, mismatch.got), (100, 99));
+        assert_eq!((mismatch.expected, mismatch.got), (3, 2));
     }
 }

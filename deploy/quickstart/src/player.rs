@@ -8,6 +8,7 @@ use headwater_service::clock::SharedClock;
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
 use reqwest::{Client, Response, StatusCode};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use tokio_util::sync::CancellationToken;
 
 use crate::desk::{Batch, Desk};
@@ -56,8 +57,12 @@ pub enum PlayError {
 pub struct Played {
     /// Events in requests that were answered with 200.
     pub sent: AtomicU64,
+    /// Events that the agent took as valid.
+    pub accepted: AtomicU64,
     /// Events that the agent itself recognised as duplicates and did not store.
     pub duplicates_at_agent: AtomicU64,
+    /// Events that the agent took for quarantine.
+    pub rejected: AtomicU64,
     /// Requests that were answered with 200.
     pub requests: AtomicU64,
     /// Answers that asked for a later try.
@@ -68,7 +73,9 @@ pub struct Played {
 #[derive(Debug, Deserialize, Default)]
 #[serde(default)]
 struct Verdict {
+    accepted: u64,
     duplicates: u64,
+    rejected: Vec<IgnoredAny>,
 }
 
 struct Player<'a> {
@@ -121,12 +128,16 @@ impl Player<'_> {
             .get(self.next.fetch_add(1, Ordering::Relaxed))
         {
             let verdict = self.deliver(batch).await?;
-            let events = batch.items.len() as u64;
-            self.played.sent.fetch_add(events, Ordering::Relaxed);
-            self.played.requests.fetch_add(1, Ordering::Relaxed);
-            self.played
-                .duplicates_at_agent
-                .fetch_add(verdict.duplicates, Ordering::Relaxed);
+            let played = self.played;
+            for (counter, events) in [
+                (&played.sent, batch.items.len() as u64),
+                (&played.requests, 1),
+                (&played.accepted, verdict.accepted),
+                (&played.duplicates_at_agent, verdict.duplicates),
+                (&played.rejected, verdict.rejected.len() as u64),
+            ] {
+                counter.fetch_add(events, Ordering::Relaxed);
+            }
         }
         Ok(())
     }

@@ -436,6 +436,12 @@ impl Show<'_> {
         if let Some((line, tally)) = account {
             println!("\n  {:<28} {line}", "nothing lost, nothing twice");
             println!(
+                "  {:<28} {} by the agent, {} by message id in the tables",
+                "copies recognised",
+                count(line.duplicate_at_agent),
+                count(line.duplicate_in_tables)
+            );
+            println!(
                 "  {:<28} {} sent late, {} by wrong clocks, {} from the future",
                 "of the stored",
                 count(tally.late),

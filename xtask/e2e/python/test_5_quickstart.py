@@ -47,6 +47,12 @@ def conservation_line(output):
     raise AssertionError(f"no conservation line in:\n{output[-4000:]}")
 
 
+def copies_recognised(output):
+    """Returns the numbers of `copies recognised N by the agent, N by message id in the tables`."""
+    (line,) = [line for line in output.splitlines() if "copies recognised" in line]
+    return [int(n.replace(",", "")) for n in re.findall(r"\d[\d,]*(?= by)", line)]
+
+
 @pytest.fixture(scope="module")
 def first_start(tmp_path_factory):
     data = tmp_path_factory.mktemp("quickstart") / "data"
@@ -58,6 +64,8 @@ def test_conservation_adds_up(first_start):
     sent, stored, duplicate, quarantined = conservation_line(output)
     assert sent == stored + duplicate + quarantined
     assert sent > 100_000 and duplicate > 0 and quarantined > 0
+    by_agent, in_tables = copies_recognised(output)
+    assert by_agent > 0 and in_tables > 0 and by_agent + in_tables == duplicate
     say(f"sent {sent} = stored {stored} + duplicate {duplicate} + quarantined {quarantined}")
 
 
@@ -67,7 +75,8 @@ def test_conservation_equals_what_pyiceberg_counts(first_start):
     raw = readers.rows_of(readers.iceberg_table(data, "raw.events"), "company_id", "message_id")
     distinct = raw.group_by(["company_id", "message_id"]).aggregate([]).num_rows
     assert distinct == stored
-    assert raw.num_rows - distinct == duplicate
+    by_agent, in_tables = copies_recognised(output)
+    assert raw.num_rows - distinct == in_tables == duplicate - by_agent
     assert readers.iceberg_table(data, "raw.quarantine").scan().count() == quarantined
 
 

@@ -249,7 +249,10 @@ impl Packer {
         again.attempt = 1;
         for item in &mut again.items {
             match item.fate {
-                Fate::Invalid(flaw) => *self.tally.invalid.entry(flaw).or_default() += 1,
+                Fate::Invalid(flaw) => {
+                    *self.tally.invalid.entry(flaw).or_default() += 1;
+                    self.tally.invalid_again += 1;
+                }
                 Fate::New | Fate::Copy => {
                     item.fate = Fate::Copy;
                     self.tally.copies += 1;

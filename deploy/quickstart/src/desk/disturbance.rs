@@ -69,6 +69,7 @@ pub(super) fn disturb(log: &mut Log<'_>) {
             let mut copy = log.drafts[index].clone();
             copy.deliver_at += log.chance.between(2 * SECOND, 3 * HOUR);
             copy.fate = Fate::Copy;
+            stamp_again(&mut copy);
             log.drafts.push(copy);
         }
         if log.chance.hit(BROKEN) {
@@ -77,6 +78,14 @@ pub(super) fn disturb(log: &mut Log<'_>) {
         if log.chance.hit(FROM_THE_FUTURE) {
             stamp_ahead(log);
         }
+    }
+}
+
+/// Some server SDKs refresh a `sentAt` inside the event at each try, so the agent cannot know the copy
+/// by its bytes: its message id is recognised in the tables.
+fn stamp_again(copy: &mut Draft) {
+    if let (Origin::Server, Some(open)) = (copy.origin, copy.body.strip_suffix('}')) {
+        copy.body = format!("{open},\"sentAt\":\"{}\"}}", iso(copy.deliver_at));
     }
 }
 

@@ -17,6 +17,9 @@ pub struct Tally {
     pub copies: u64,
     /// Broken events by flaw.
     pub invalid: BTreeMap<Flaw, u64>,
+    /// Of the broken events, those that are sent a second time. The agent recognises the ones with a
+    /// message id.
+    pub invalid_again: u64,
     /// Good events sent more than an hour after they happened.
     pub late: u64,
     /// Good events of browsers whose clock is wrong.
@@ -26,13 +29,13 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Returns how many events were broken.
-    pub fn quarantined(&self) -> u64 {
+    /// Returns how many events were broken: at most so many are quarantined.
+    pub fn broken(&self) -> u64 {
         self.invalid.values().sum()
     }
 
     /// Returns how many events were sent.
     pub fn sent(&self) -> u64 {
-        self.distinct + self.copies + self.quarantined()
+        self.distinct + self.copies + self.broken()
     }
 }
