@@ -22,8 +22,14 @@ use super::files;
 /// the collector quarantines the place.
 const DAMAGED: u8 = 0xc0;
 
-/// Bytes of values per store transaction; a larger group is written as several, then synced once.
+/// Bytes of values per store transaction; a larger group is written as several.
 const TRANSACTION_BYTES_MAX: usize = 256 * 1024;
+
+/// Bytes of values between two fdatasyncs. The store overwrites a segment of 512 KiB once what replaced
+/// it was written two segments earlier, written but not synced: a power cut could keep the overwriting
+/// and lose the replacement. Values take at most 2.8 times their bytes in the log, so this stays below
+/// those two segments.
+const UNSYNCED_BYTES_MAX: usize = 360 * 1024;
 
 /// Waits for a store that is still closing: 2 s in all.
 const LOCK_ATTEMPTS_MAX: u32 = 200;
@@ -187,9 +193,10 @@ impl Generation {
     ) -> Result<(), StoreError> {
         guarded(|| {
             let mut transaction = Transaction {
-                db: self.db(),
+                generation: self,
                 batch: sled::Batch::default(),
                 bytes: 0,
+                unsynced_bytes: 0,
             };
             let mut outcome = Ok(());
             chunk::pack(first, records, |key, value| {
@@ -243,6 +250,8 @@ impl Generation {
                 _ => last,
             };
             self.sync()?;
+            // The store makes files that are missing.
+            files::sync_directory(&self.path)?;
             Ok(through)
         })
     }
@@ -386,9 +395,11 @@ fn set_aside_all_but_the_log(path: &Path) -> io::Result<bool> {
 }
 
 struct Transaction<'a> {
-    db: &'a sled::Db,
+    generation: &'a Generation,
     batch: sled::Batch,
     bytes: usize,
+    /// Bytes of values applied and not synced yet.
+    unsynced_bytes: usize,
 }
 
 impl Transaction<'_> {
@@ -402,8 +413,13 @@ impl Transaction<'_> {
     }
 
     fn apply(&mut self) -> Result<(), StoreError> {
-        self.bytes = 0;
-        Ok(self.db.apply_batch(std::mem::take(&mut self.batch))?)
+        if self.unsynced_bytes > 0 && self.unsynced_bytes + self.bytes > UNSYNCED_BYTES_MAX {
+            self.generation.sync()?;
+            self.unsynced_bytes = 0;
+        }
+        self.unsynced_bytes += std::mem::take(&mut self.bytes);
+        let batch = std::mem::take(&mut self.batch);
+        Ok(self.generation.db().apply_batch(batch)?)
     }
 }
 
