@@ -185,3 +185,69 @@ fn host() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     name.trim().chars().take(255).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use headwater_service::tls::{self, TlsFiles};
+    use quinn::crypto::rustls::QuicServerConfig;
+
+    use super::*;
+
+    /// Makes one self-signed certificate that both sides use and trust.
+    fn files(directory: &std::path::Path) -> TlsFiles {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let ca = params.self_signed(&key).unwrap();
+        let issuer = rcgen::Issuer::new(params, key);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let leaf = params.signed_by(&key, &issuer).unwrap();
+        let files = TlsFiles {
+            certificate: directory.join("leaf.pem"),
+            key: directory.join("leaf.key"),
+            ca: directory.join("ca.pem"),
+        };
+        std::fs::write(&files.certificate, leaf.pem()).unwrap();
+        std::fs::write(&files.key, key.serialize_pem()).unwrap();
+        std::fs::write(&files.ca, ca.pem()).unwrap();
+        files
+    }
+
+    /// Sends 4 MiB and returns packets and system calls for them.
+    async fn packets_and_calls(files: &TlsFiles, segmentation_offload: bool) -> (u64, u64) {
+        let server = tls::mutual_server(files, headwater_protocol::ALPN).unwrap();
+        let crypto = QuicServerConfig::try_from(server).unwrap();
+        let server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        let server = Endpoint::server(server, "127.0.0.1:0".parse().unwrap()).unwrap();
+        let config = CollectorConfig {
+            addresses: vec![server.local_addr().unwrap().to_string()],
+            segmentation_offload,
+            ..CollectorConfig::default()
+        };
+        let receiving = tokio::spawn(async move {
+            let connection = server.accept().await.unwrap().await.unwrap();
+            let (_send, mut receive) = connection.accept_bi().await.unwrap();
+            receive.read_to_end(8 << 20).await.unwrap().len()
+        });
+        let credentials = Credentials::read(files).unwrap();
+        let link = Link::connect(&config, credentials, 0).await.unwrap();
+        let (mut send, _receive) = link.connection.open_bi().await.unwrap();
+        write(&mut send, &vec![7; 4 << 20]).await.unwrap();
+        send.finish().unwrap();
+        assert_eq!(receiving.await.unwrap(), 4 << 20);
+        let sent = link.connection.stats().udp_tx;
+        (sent.datagrams, sent.ios)
+    }
+
+    #[tokio::test]
+    async fn segmentation_offload_can_be_switched_off() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = files(directory.path());
+        let (packets, calls) = packets_and_calls(&files, false).await;
+        assert!(packets > 1000, "{packets}");
+        assert_eq!(packets, calls, "one packet each");
+        let (packets, calls) = packets_and_calls(&files, true).await;
+        assert!(calls < packets, "the kernel splits: {calls} for {packets}");
+    }
+}
