@@ -61,6 +61,11 @@ async fn the_unit_starts_what_the_program_takes() {
         state.split(' ').any(|name| name == below),
         "{state} {directory}"
     );
+    let runtime = values(&unit, "RuntimeDirectory").concat();
+    assert_eq!(
+        deployed.http.socket.parent(),
+        Some(Path::new("/run").join(runtime).as_path())
+    );
     for file in [
         &deployed.tls.certificate,
         &deployed.tls.key,
