@@ -1,0 +1,162 @@
+"""Each SDK, untouched, sends through 503, 429, resets, lost replies and a kill of the agent: what is
+stored is what was sent.
+
+SDKs that give up on a fault by themselves are in the table of `docs/agent.md`.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import readers
+from faulty_proxy import FAULTS, FaultyProxy
+from house import House
+from processes import Process, say
+from senders import HERE, NODE
+from waiting import eventually, until_moment
+
+IS_SOAK = os.environ.get("HEADWATER_SOAK") == "1"
+EVENTS = 2000 if IS_SOAK else 200
+FAULT_TIMES = 5 if IS_SOAK else 1
+WITHIN_S = 600 if IS_SOAK else 120
+
+NODE_CLIENTS = ("segment-node", "segment-node-legacy", "segment-browser", "rudder-node", "posthog-node", "jitsu")
+PYTHON_CLIENTS = (
+    "segment-python",
+    "segment-python-gzip",
+    "rudder-python",
+    "posthog-python-v0",
+    "posthog-python-v1",
+)
+# One SDK, two protocols: name of the test, name of the client, environment.
+MODES = {"posthog-node-v1": ("posthog-node", {"POSTHOG_CAPTURE_MODE": "v1"})}
+CLIENTS = (*NODE_CLIENTS, *MODES, *PYTHON_CLIENTS)
+
+
+def write_key(name):
+    # Jitsu's SDK takes no key without a colon, and Basic authorization none with one.
+    return f"key-{name}:secret" if name == "jitsu" else f"key-{name}"
+
+
+class Client:
+    """An SDK in a process of its own, its proxy, and what it reports."""
+
+    def __init__(self, name, house, seed):
+        self.name = name
+        self.company = f"company-{name}"
+        self.proxy = FaultyProxy(name, ("127.0.0.1", house.ports["http"]), f"{seed}-{name}", FAULT_TIMES)
+        self.report_path = house.directory / f"{name}.json"
+        client, environment = MODES.get(name, (name, {}))
+        command = [sys.executable, "-u", HERE / "sdk_clients.py"]
+        if client in NODE_CLIENTS:
+            command = [NODE, HERE.parent / "node" / "clients.cjs"]
+        self.process = Process(
+            name,
+            [*command, client, self.proxy.url, write_key(name), EVENTS // 2, self.report_path],
+            house.logs / f"{name}.log",
+            environment,
+            stdin=subprocess.PIPE,
+        )
+
+    def say(self, word):
+        self.process.popen.stdin.write(f"{word}\n".encode())
+        self.process.popen.stdin.flush()
+
+    def has_sent(self):
+        assert self.process.is_running(), f"{self.name} ended by itself:\n{self.process.tail()}"
+        return self.proxy.requests > 0
+
+    def report(self):
+        assert self.process.is_running(), f"{self.name} ended by itself:\n{self.process.tail()}"
+        return self.report_path.is_file() and json.loads(self.report_path.read_text())
+
+
+@pytest.fixture(scope="module")
+def clients(tmp_path_factory, logs):
+    """Runs them all at once, kills the agent in the middle, and returns them with their books."""
+    keys = [
+        {"key": write_key(name), "company": f"company-{name}", "source": "e2e", "kind": "server"}
+        for name in CLIENTS
+    ]
+    seed = int(os.environ.get("HEADWATER_E2E_SEED") or random.SystemRandom().randrange(2**32))
+    say(f"seed of the faults: {seed} (HEADWATER_E2E_SEED={seed} repeats their order)")
+    house = House(tmp_path_factory.mktemp("clients") / "house", logs / "clients", keys)
+    house.start_and_wait("collector", "agent")
+    clients = {name: Client(name, house, seed) for name in CLIENTS}
+    everyone = list(clients.values())
+    try:
+        eventually("every client sends", lambda: is_nobody(it for it in everyone if not it.has_sent()), WITHIN_S)
+        for client in everyone:
+            client.say("second half")
+        until_moment(random.Random(seed).uniform(0.2, 0.8))
+        assert house.kill("agent"), house.processes["agent"].tail()
+        eventually(
+            "every client meets the dead agent",
+            lambda: is_nobody(it for it in everyone if not it.proxy.met["outage"]),
+            WITHIN_S,
+        )
+        house.start("agent")
+        for client in everyone:
+            client.say("flush")
+        for client in everyone:
+            client.books = eventually(f"{client.name} is done", client.report, WITHIN_S)
+        wait_for_stored(house, everyone)
+        yield clients, house
+    finally:
+        for client in everyone:
+            client.proxy.close()
+            client.process.kill()
+        house.stop_all()
+
+
+def is_nobody(clients):
+    names = [client.name for client in clients]
+    assert not names, f"not yet: {names}"
+    return True
+
+
+def stored_ids(house):
+    """Returns the message ids in `raw.events` by company."""
+    table = readers.iceberg_table(house.data, "raw.events")
+    rows = readers.rows_of(table, "company_id", "message_id").to_pydict()
+    found = {}
+    for company, message_id in zip(rows["company_id"], rows["message_id"]):
+        found.setdefault(company, []).append(message_id)
+    return found
+
+
+def wait_for_stored(house, everyone):
+    def is_stored():
+        found = stored_ids(house)
+        missing = {it.name: len(set(it.books["sent"]) - set(found.get(it.company, []))) for it in everyone}
+        missing = {name: count for name, count in missing.items() if count}
+        errors = {it.name: it.books["errors"][:3] for it in everyone if it.name in missing}
+        assert not missing, f"not stored yet: {missing}; errors: {errors}"
+        return True
+
+    eventually("everything sent is stored", is_stored, WITHIN_S, interval_s=0.5)
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_what_is_stored_is_what_was_sent(clients, name):
+    everyone, house = clients
+    client = everyone[name]
+    assert len(set(client.books["sent"])) == EVENTS
+    stored = stored_ids(house)[client.company]
+    assert set(stored) == set(client.books["sent"])
+    for fault in FAULTS:
+        assert client.proxy.met[fault] == FAULT_TIMES, f"{fault}: {client.proxy.met}"
+    assert client.proxy.met["outage"] > 0
+    assert client.proxy.refusals == []
+    say(f"{name}: {EVENTS} events, {client.proxy.requests} requests, {len(stored) - EVENTS} stored twice, {client.proxy.met}")
+
+
+def test_nothing_of_it_is_quarantined(clients):
+    _, house = clients
+    rows = readers.rows_of(readers.iceberg_table(house.data, "raw.quarantine"), "company_id", "errors")
+    assert rows.to_pylist() == []
