@@ -18,11 +18,11 @@ pub(crate) fn keep_posting(
     let (address, stop) = (agent.address, stop.clone());
     tokio::spawn(async move {
         let mut sent = 0;
+        let mut pace = tokio::time::interval(Duration::from_millis(5));
         while !stop.load(Ordering::Relaxed) {
             post_events(address, &format!("live-{sent}"), 10, 100).await;
             sent += 10;
-            // Paces the load; nothing is awaited by it.
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            pace.tick().await;
         }
         sent
     })

@@ -46,7 +46,7 @@ async fn each_new_certificate_is_taken_up_without_a_lost_request() {
     let posting = keep_posting(&agent, &stop);
     // In full: every 10 s for 3 minutes.
     let rotations = soak(5, 18);
-    let interval = Duration::from_secs(soak(0, 10) as u64);
+    let mut pace = tokio::time::interval(Duration::from_millis(soak(1, 10_000) as u64));
     for rotation in 1..=rotations {
         let serial = site
             .authority
@@ -62,7 +62,7 @@ async fn each_new_certificate_is_taken_up_without_a_lost_request() {
         .await;
         let visits = tables.lock().visits.len();
         assert_eq!(visits, rotation + 1, "one session for each certificate");
-        tokio::time::sleep(interval).await;
+        pace.tick().await;
     }
     stop.store(true, Ordering::Relaxed);
     let sent = posting.await.unwrap();
