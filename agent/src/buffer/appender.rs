@@ -9,7 +9,7 @@ use headwater_protocol::Epoch;
 use metrics::{counter, gauge};
 use tracing::{error, info, warn};
 
-use super::chunk::{Position, RECORD_BYTES_MAX};
+use super::chunk::{Packer, Position, RECORD_BYTES_MAX};
 use super::files::{self, Reserve};
 use super::generation::{self, Generation, StoreError};
 use super::marks::DurableMark;
@@ -86,6 +86,7 @@ impl AppendError {
 pub struct Appender {
     buffer: Buffer,
     config: BufferConfig,
+    packer: Packer,
     /// `None` after an error until the store is open again.
     tail: Option<Arc<Generation>>,
     /// First position of the generation being written.
@@ -154,7 +155,7 @@ impl Appender {
                 "there is no generation to append to".to_owned(),
             ));
         };
-        if let Err(error) = tail.append(self.next, records.iter().copied()) {
+        if let Err(error) = tail.append(&mut self.packer, self.next, records.iter().copied()) {
             drop(tail);
             return Err(self.fail(&error));
         }

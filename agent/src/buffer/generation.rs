@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::chunk::{self, Chunk, Key, Position};
+use super::chunk::{self, Chunk, Key, Packer, Position, Unpacker};
 use super::files;
 
 /// MessagePack nil: stands in a batch where a damaged event was, so that the sequence stays whole and
@@ -188,6 +188,7 @@ impl Generation {
     /// is not known which of them do.
     pub(super) fn append<'a>(
         &self,
+        packer: &mut Packer,
         first: Position,
         records: impl Iterator<Item = &'a [u8]>,
     ) -> Result<(), StoreError> {
@@ -199,7 +200,7 @@ impl Generation {
                 unsynced_bytes: 0,
             };
             let mut outcome = Ok(());
-            chunk::pack(first, records, |key, value| {
+            packer.pack(first, records, |key, value| {
                 if outcome.is_ok() {
                     outcome = transaction.put(key, value);
                 }
@@ -235,9 +236,10 @@ impl Generation {
                 .db()
                 .range(chunk::key(last, 0)..)
                 .collect::<Result<_, _>>()?;
+            let mut unpacker = Unpacker::new()?;
             let through = match keys
                 .first()
-                .and_then(|(key, value)| chunk::unpack(key, value))
+                .and_then(|(key, value)| unpacker.unpack(key, value))
             {
                 Some(Chunk::Events(events)) => last + events.len() as u64 - 1,
                 Some(Chunk::Piece { total, .. }) if keys.len() < usize::from(total) => {
@@ -273,30 +275,37 @@ impl Generation {
                 .and_then(|(key, _)| chunk::position_of(&key))
                 .unwrap_or_else(|| batch.next());
             let mut pieces = Pieces::default();
+            let mut unpacker = Unpacker::new()?;
             for entry in self.db().range(chunk::key(from, 0)..) {
                 let (key, value) = entry?;
                 let Some(position) = chunk::position_of(&key) else {
                     continue;
                 };
-                if position > through
-                    || !self.add(batch, &mut pieces, position, &key, &value, through, limits)
-                {
-                    return Ok(position > through);
+                if position > through {
+                    return Ok(true);
+                }
+                let chunk = unpacker.unpack(&key, &value);
+                if !add(batch, &mut pieces, position, chunk, through, limits) {
+                    return Ok(false);
                 }
             }
             Ok(true)
         })
     }
 
-    /// Calls `visit` with every key and value, in order, until it breaks.
+    /// Calls `visit` with what every key holds (`None`: damaged), in order, until it breaks.
     pub(super) fn scan(
         &self,
-        mut visit: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        mut visit: impl FnMut(Position, Option<Chunk<'_>>) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
         guarded(|| {
+            let mut unpacker = Unpacker::new()?;
             for entry in self.db().iter() {
                 let (key, value) = entry?;
-                if visit(&key, &value).is_break() {
+                let Some(position) = chunk::position_of(&key) else {
+                    continue;
+                };
+                if visit(position, unpacker.unpack(&key, &value)).is_break() {
                     break;
                 }
             }
@@ -315,45 +324,43 @@ impl Generation {
             tracing::warn!(%error, "a store did not close cleanly");
         }
     }
+}
 
-    #[expect(clippy::too_many_arguments, reason = "one step of the loop above")]
-    fn add(
-        &self,
-        batch: &mut Batch,
-        pieces: &mut Pieces,
-        position: Position,
-        key: &[u8],
-        value: &[u8],
-        through: Position,
-        limits: Limits,
-    ) -> bool {
-        let mut room = true;
-        let wanted = position.max(batch.next());
-        match chunk::unpack(key, value) {
-            Some(Chunk::Events(events)) => {
-                room = batch.damaged_until(wanted, limits);
-                for (place, record) in (position..).zip(events) {
-                    if room && place == batch.next() && place <= through {
-                        room = batch.push(record, limits);
-                    }
+/// Adds what a key holds to `batch`; one step of [`Generation::read`].
+fn add(
+    batch: &mut Batch,
+    pieces: &mut Pieces,
+    position: Position,
+    chunk: Option<Chunk<'_>>,
+    through: Position,
+    limits: Limits,
+) -> bool {
+    let mut room = true;
+    let wanted = position.max(batch.next());
+    match chunk {
+        Some(Chunk::Events(events)) => {
+            room = batch.damaged_until(wanted, limits);
+            for (place, record) in (position..).zip(events.iter()) {
+                if room && place == batch.next() && place <= through {
+                    room = batch.push(record, limits);
                 }
             }
-            Some(Chunk::Piece {
-                piece,
-                total,
-                bytes,
-            }) if position >= batch.next() => {
-                room = batch.damaged_until(position, limits);
-                if room && pieces.add(piece, total, bytes) {
-                    room = batch.push(&pieces.take(), limits);
-                }
-            }
-            Some(Chunk::Piece { .. }) => {}
-            // Its place is filled when the next sound key shows how many events it held.
-            None => pieces.spoil(),
         }
-        room
+        Some(Chunk::Piece {
+            piece,
+            total,
+            bytes,
+        }) if position >= batch.next() => {
+            room = batch.damaged_until(position, limits);
+            if room && pieces.add(piece, total, bytes) {
+                room = batch.push(&pieces.take(), limits);
+            }
+        }
+        Some(Chunk::Piece { .. }) => {}
+        // Its place is filled when the next sound key shows how many events it held.
+        None => pieces.spoil(),
     }
+    room
 }
 
 impl Drop for Generation {

@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use headwater_protocol::{AgentId, Record, timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::chunk::{self, Chunk, Position};
+use super::chunk::{Chunk, Position};
 use super::generation::{Generation, Pieces, StoreError};
 use super::{Buffer, Slot, files};
 
@@ -276,17 +276,14 @@ pub(super) fn walk(
         error: None,
     };
     let mut pieces = Pieces::default();
-    let outcome = generation.scan(|key, value| {
-        let Some(position) = chunk::position_of(key) else {
-            return ControlFlow::Continue(());
-        };
+    let outcome = generation.scan(|position, chunk| {
         if position > through {
             return ControlFlow::Break(());
         }
-        match chunk::unpack(key, value) {
+        match chunk {
             Some(Chunk::Events(events)) => {
                 walked.reach(position);
-                for (place, record) in (position..=through).zip(events) {
+                for (place, record) in (position..=through).zip(events.iter()) {
                     walked.next = place + 1;
                     visit(place, record)?;
                 }

@@ -231,7 +231,7 @@ async fn damaged_generation_is_set_aside_and_the_rest_ships() {
             *byte ^= (index * 7 + index / 3) as u8 | 1;
         }
     };
-    let cut: fn(&mut Vec<u8>) = |bytes| bytes.truncate(20_000);
+    let cut: fn(&mut Vec<u8>) = |bytes| bytes.truncate(1_000);
     for damage in [zeros, noise, cut] {
         let (site, tables) = ship_with_a_damaged_generation(damage).await;
         let tables = tables.lock();

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use headwater_agent::config::WriteKey;
@@ -9,6 +10,8 @@ use headwater_agent::{Config, Running};
 use headwater_protocol::SourceKind;
 use headwater_service::clock::SystemClock;
 use headwater_service::tls::TlsFiles;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -250,9 +253,20 @@ pub(crate) async fn post(address: SocketAddr, path: &str, body: &str) -> Respons
         .unwrap()
 }
 
-/// A valid event with this id; `padding` bytes are added to it.
+/// Letters that hardly compress.
+static NOISE: LazyLock<String> = LazyLock::new(|| {
+    let mut bytes = vec![0; 2 << 20];
+    rand::Rng::fill(&mut StdRng::seed_from_u64(1), &mut bytes[..]);
+    bytes
+        .iter()
+        .map(|byte| char::from(b'0' + byte % 43))
+        .collect()
+});
+
+/// A valid event with this id; `padding` bytes, at most 1 MiB, are added to it, which hardly compress.
 pub(crate) fn event(id: &str, padding: usize) -> String {
-    let padding = "x".repeat(padding);
+    let from = crc32fast::hash(id.as_bytes()) as usize % (1 << 20);
+    let padding = &NOISE[from..from + padding];
     format!(
         r#"{{"type":"track","event":"Conversation Started","userId":"u1","messageId":"{id}","properties":{{"p":"{padding}"}}}}"#
     )

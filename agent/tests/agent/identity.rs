@@ -1,5 +1,6 @@
 //! Who and when: retries that are not stored twice, suppressed subjects, addresses, clocks.
 
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,16 +19,32 @@ use crate::collector::{Collector, Manner, Tables};
 use crate::harness::{Agent, Site, batch, event, nobody, post, request, until};
 use crate::process::Process;
 
-/// Returns whether any file below `directory` holds these bytes.
+/// Returns whether any file below `directory` holds these bytes, as they are or compressed.
 fn on_disk(directory: &Path, bytes: &[u8]) -> bool {
+    let holds = |content: &[u8]| content.windows(bytes.len()).any(|it| it == bytes);
     std::fs::read_dir(directory).unwrap().any(|entry| {
         let path = entry.unwrap().path();
         if path.is_dir() {
             return on_disk(&path, bytes);
         }
         let content = std::fs::read(&path).unwrap();
-        content.windows(bytes.len()).any(|window| window == bytes)
+        let starts = (0..content.len()).filter(|&at| content[at..].starts_with(&ZSTD_MAGIC));
+        holds(&content)
+            || starts
+                .into_iter()
+                .any(|at| holds(&inflated(&content[at..])))
     })
+}
+
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+/// Returns what a frame holds, as far as it can be read.
+fn inflated(frame: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let frame = zstd::Decoder::new(frame).unwrap().single_frame();
+    // What came before damage, or before the end of a cut frame, is in `out`.
+    drop(frame.take(1 << 20).read_to_end(&mut out));
+    out
 }
 
 /// Accepted, duplicates and suppressed of an answer.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tracing::{error, info, warn};
 
-use super::super::chunk::Position;
+use super::super::chunk::{Packer, Position};
 use super::super::files::Reserve;
 use super::super::generation::{Generation, StoreError};
 use super::super::marks::Marks;
@@ -28,6 +28,7 @@ impl Appender {
         let mut appender = Self {
             durable_mark: durable_mark.map_err(failed)?,
             unattached_floor: None,
+            packer: Packer::new().map_err(failed)?,
             reserve: Reserve::open(&directory, config.reserve_bytes),
             config: config.clone(),
             tail: None,
