@@ -13,6 +13,9 @@ mod full_disk;
 mod harness;
 mod identity;
 mod kill;
+#[allow(dead_code, reason = "the benches use more of it")]
+mod load;
+mod memory;
 mod posters;
 mod power_cut;
 mod process;
