@@ -14,9 +14,10 @@
 #![allow(clippy::unwrap_used, reason = "a bench stops at the first fault")]
 
 #[path = "../tests/agent/harness.rs"]
-#[allow(dead_code, unreachable_pub, reason = "shared with the tests")]
+#[allow(dead_code, reason = "shared with the tests")]
 mod harness;
-#[path = "common/load.rs"]
+#[path = "../tests/agent/load.rs"]
+#[allow(dead_code, reason = "shared with the tests")]
 mod load;
 
 use std::fs::File;
