@@ -39,6 +39,11 @@ impl Buffer {
             let outcome = generation.read(&mut batch, end, limits);
             let complete = match outcome {
                 Ok(complete) => complete,
+                Err(error) if error.is_transient() => {
+                    // A store that met a full disk fails for ever; what it holds is whole.
+                    self.give_up(&generation);
+                    return Err(read_error(batch.next(), &error));
+                }
                 Err(error) => {
                     self.write_off_damaged(&generation, batch.next(), &error);
                     return Err(read_error(batch.next(), &error));
@@ -153,6 +158,20 @@ impl Buffer {
         if new > 0 {
             counter!(EVENTS_LOST).increment(new);
             tracing::error!(first, last, lost = new, "events in the buffer are damaged");
+        }
+    }
+
+    /// Closes a generation whose store is dead, so that the next read opens it afresh. The one being
+    /// written is first left by the appender.
+    fn give_up(&self, generation: &Arc<Generation>) {
+        let mut state = self.shared.state.lock();
+        let newest = state.generations.keys().next_back().copied();
+        if newest == Some(generation.start()) {
+            state.tail_damaged = true;
+        } else if let Some(slot) = state.generations.get_mut(&generation.start()) {
+            *slot = Slot::Closed {
+                disk_bytes: slot.disk_bytes(),
+            };
         }
     }
 
