@@ -16,7 +16,7 @@
 #[path = "../tests/agent/harness.rs"]
 #[allow(dead_code, reason = "shared with the tests")]
 mod harness;
-#[path = "../tests/agent/load.rs"]
+#[path = "common/load.rs"]
 #[allow(dead_code, reason = "shared with the tests")]
 mod load;
 

@@ -18,7 +18,7 @@ mod collector;
 #[path = "../tests/agent/harness.rs"]
 #[allow(dead_code, reason = "shared with the tests")]
 mod harness;
-#[path = "../tests/agent/load.rs"]
+#[path = "common/load.rs"]
 #[allow(dead_code, reason = "shared with the tests")]
 mod load;
 #[path = "common/nats.rs"]

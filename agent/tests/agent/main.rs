@@ -14,6 +14,7 @@ mod harness;
 mod identity;
 mod kill;
 #[allow(dead_code, reason = "the benches use more of it")]
+#[path = "../../benches/common/load.rs"]
 mod load;
 mod memory;
 mod posters;
