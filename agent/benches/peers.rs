@@ -137,7 +137,7 @@ fn headwater(directory: &Path, time: Duration) -> Cost {
     let path = |name: &str| site.path(name).display().to_string();
     let config = format!(
         "http.listen = \"{listen}\"\nadmin.listen = \"{admin}\"\n\
-         buffer.directory = \"{}\"\ncollector.address = \"{}\"\n\
+         buffer.directory = \"{}\"\ncollector.addresses = [\"{}\"]\n\
          tls = {{ certificate = \"{}\", key = \"{}\", ca = \"{}\" }}\n\
          [[write_keys]]\nkey = \"key-1\"\ncompany = \"acme\"\nsource = \"web\"\nkind = \"server\"\n",
         directory.join("buffer").display(),
