@@ -264,7 +264,7 @@ impl EventRows {
         self.original_timestamp.append_option(original);
         self.sent_at.append_option(sent_at);
         self.clock_skew_ms
-            .append_option(record.skew_ms.or(own_skew.map(|skew| skew / 1000)));
+            .append_option(record.skew_ms.or_else(|| own_skew.map(|skew| skew / 1000)));
         event_time
     }
 
