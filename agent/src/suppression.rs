@@ -1,6 +1,6 @@
 //! Suppressed subjects: people whose events are refused before the disk and only counted.
 //!
-//! Place on the path: the source asks [`Suppression::now`] for each event, before anything of it is
+//! Place on the path: the source asks `Suppression::now` for each event, before anything of it is
 //! kept. Promise: an event that names a suppressed subject of its company never reaches the buffer;
 //! a list that cannot be read leaves the one before it in force. Ids are kept as keyed hashes and
 //! never reach a log.

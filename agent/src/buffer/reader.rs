@@ -25,7 +25,7 @@ pub struct ReadError {
 impl Buffer {
     /// Reads durable events from `from` on, all of one epoch; `None` when there are none. Blocks on
     /// the disk. Opens the generation if needed; one that cannot be opened is set aside, and what
-    /// cannot be read is written off, which shows as a changed [`Head`].
+    /// cannot be read is written off, which shows as a changed `Head`.
     ///
     /// # Errors
     /// [`ReadError`] when the store fails; the next read works on a fresh one.
