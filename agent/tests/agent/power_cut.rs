@@ -165,9 +165,11 @@ fn open_and_read(disk: &Disk) -> Left {
         next = batch.next();
     }
     assert_eq!(records.len() as u64, buffer.buffered());
+    // A generation that was being made has acknowledged nothing yet: its half-written files may go.
+    let newest = generation_names(disk).into_iter().max().unwrap_or_default();
     let set_aside = files_below(&config.directory).into_iter().filter(|path| {
         let text = path.to_string_lossy();
-        text.contains("quarantine/") || text.contains("damaged-")
+        text.contains("quarantine/") || text.contains("damaged-") && !text.contains(&newest)
     });
     Left {
         epoch: head.stretch.epoch,
