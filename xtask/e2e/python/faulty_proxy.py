@@ -7,8 +7,8 @@
 | `lost_reply` | the agent has stored the events and answered 200; the connection is reset all the same |
 | `outage` | the agent is dead: its connection is refused, or breaks before the answer is whole |
 
-Faults come in a seeded order, and no event meets more than two of the first four: SDKs give up after
-three retries, and one is left for the outage. An event that has met the outage waits for the next
+Faults come in a seeded order, and no event meets more of the first four than its SDK bears beside the
+outage: two, where it gives up after three retries. An event that has met the outage waits for the next
 agent, so that how long a restart takes on a slow machine decides nothing.
 """
 
@@ -22,7 +22,6 @@ import threading
 from waiting import eventually
 
 FAULTS = ("503", "429", "reset", "lost_reply")
-INJECTED_PER_EVENT_MAX = 2
 ANSWERS = {
     "503": ("503 Service Unavailable", "unavailable", "the agent is stopping"),
     "429": ("429 Too Many Requests", "busy", "too much is waiting; send again later"),
@@ -35,9 +34,10 @@ class FaultyProxy:
     """Listens on loopback and forwards to `agent`, an address; `met` counts the faults, and
     `refusals` holds what the agent itself answered other than 200."""
 
-    def __init__(self, name, agent, seed, times):
+    def __init__(self, name, agent, seed, times, per_event_max):
         self.name = name
         self.agent = agent
+        self.per_event_max = per_event_max
         self.plan = list(FAULTS) * times
         random.Random(seed).shuffle(self.plan)
         self.met = dict.fromkeys((*FAULTS, "outage"), 0)
@@ -104,8 +104,8 @@ class FaultyProxy:
         ids = MESSAGE_ID.findall(body)
         with self.lock:
             self.requests += 1
-            most = max((self.injected.get(each, 0) for each in ids), default=INJECTED_PER_EVENT_MAX)
-            if not self.plan or most >= INJECTED_PER_EVENT_MAX:
+            most = max((self.injected.get(each, 0) for each in ids), default=self.per_event_max)
+            if not self.plan or most >= self.per_event_max:
                 return None, ids
             fault = self.plan.pop()
             self.met[fault] += 1

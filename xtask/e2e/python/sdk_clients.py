@@ -16,23 +16,17 @@ PACE_S = 0.01
 def segment(host, write_key, errors, **options):
     from segment.analytics.client import Client
 
-    client = Client(write_key, host=host, on_error=lambda error, items: errors.append(str(error)), **options)
-
-    def track(message_id, user_id, event, properties):
-        queued, _ = client.track(user_id, event, properties, message_id=message_id)
-        assert queued
-
-    def flush():
-        client.flush()
-        client.join()
-
-    return track, flush
+    return segment_like(Client, host, write_key, errors, **options)
 
 
 def rudder(host, write_key, errors):
     from rudderstack.analytics.client import Client
 
-    client = Client(write_key, host=host, on_error=lambda error, items: errors.append(str(error)))
+    return segment_like(Client, host, write_key, errors)
+
+
+def segment_like(make, host, write_key, errors, **options):
+    client = make(write_key, host=host, on_error=lambda error, items: errors.append(str(error)), **options)
 
     def track(message_id, user_id, event, properties):
         queued, _ = client.track(user_id, event, properties, message_id=message_id)
