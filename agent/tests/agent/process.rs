@@ -242,13 +242,7 @@ async fn sigterm_ends_within_five_seconds_and_loses_nothing() {
         );
     }
     assert!(acknowledged.len() > 100, "{}", acknowledged.len());
-    let prompt = Collector::start(&site, &tables, Manner::Prompt).await;
-    let _process = Process::start(&site, prompt.address).await;
-    let arrived = || {
-        let arrived: BTreeSet<String> = tables.lock().message_ids().into_iter().collect();
-        acknowledged.iter().all(|id| arrived.contains(id))
-    };
-    until("all that was answered has arrived", arrived).await;
+    until_arrived(&site, &tables, &acknowledged).await;
     println!(
         "{} events answered with 200: all arrived",
         acknowledged.len()
@@ -288,13 +282,7 @@ async fn sigterm_ends_within_five_seconds_on_a_slow_disk() {
     acknowledged.extend((0..50).map(|index| format!("e-{index}")));
     std::fs::remove_file(&flag).unwrap();
     let tables: Arc<Mutex<Tables>> = Arc::default();
-    let prompt = Collector::start(&site, &tables, Manner::Prompt).await;
-    let _process = Process::start(&site, prompt.address).await;
-    let arrived = || {
-        let arrived: BTreeSet<String> = tables.lock().message_ids().into_iter().collect();
-        acknowledged.iter().all(|id| arrived.contains(id))
-    };
-    until("all that was answered has arrived", arrived).await;
+    until_arrived(&site, &tables, &acknowledged).await;
     println!(
         "syncs of 20 s: stopped in {took:?}, {} events kept",
         acknowledged.len()
@@ -335,4 +323,16 @@ async fn wrong_settings_end_with_one_line_and_code_2() {
         .await
         .unwrap();
     assert_eq!(output.stdout, b"configuration is valid\n");
+}
+
+/// Starts the agent again beside a collector that answers, and waits until all that was answered with
+/// 200 has arrived.
+async fn until_arrived(site: &Site, tables: &Arc<Mutex<Tables>>, acknowledged: &[String]) {
+    let prompt = Collector::start(site, tables, Manner::Prompt).await;
+    let _process = Process::start(site, prompt.address).await;
+    let arrived = || {
+        let arrived: BTreeSet<String> = tables.lock().message_ids().into_iter().collect();
+        acknowledged.iter().all(|id| arrived.contains(id))
+    };
+    until("all that was answered has arrived", arrived).await;
 }
