@@ -58,6 +58,8 @@ Files:
       agent runs.
   BUFFER/quarantine/
       What could not be read and was set aside. Look at it with `export --quarantine`, then delete it.
+  BUFFER/refused/
+      Events that the collector did not take. Look at them with `export --refused`, then delete them.
 
 Environment:
   HEADWATER__SECTION__KEY   overrides section.key of the file, for example HEADWATER__LOG__LEVEL

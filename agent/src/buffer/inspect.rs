@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::chunk::{Chunk, Position};
 use super::generation::{Generation, Pieces, StoreError};
+use super::refused::{self, Refused};
 use super::{Buffer, Slot, files};
 
 /// What a buffer holds. No payloads.
@@ -29,6 +30,9 @@ pub struct Inspection {
     pub durable: Position,
     /// Events accepted and not acknowledged.
     pub events: u64,
+    /// How many of them `contents` of the generations tell about: all when the agent is stopped, those
+    /// of open generations while it runs.
+    pub events_described: u64,
     /// Bytes that the directory takes on disk, reserve and quarantine included.
     pub disk_bytes: u64,
     /// When the oldest unacknowledged event was accepted (ISO-8601, UTC).
@@ -39,6 +43,8 @@ pub struct Inspection {
     pub generations: Vec<GenerationView>,
     /// What was set aside because it could not be read.
     pub quarantined: Vec<Quarantined>,
+    /// Events that the collector did not take.
+    pub refused: Refused,
 }
 
 /// One generation.
@@ -131,13 +137,17 @@ impl Buffer {
             sent: state.sent,
             durable,
             events: state.epochs.count(acked, durable),
+            events_described: 0,
             disk_bytes: 0,
             oldest_received_at: oldest.and_then(timestamp::format),
             newest_received_at: None,
             generations: Vec::new(),
-            quarantined: quarantined(&self.shared.directory),
+            quarantined: Vec::new(),
+            refused: Refused::default(),
         };
         drop(state);
+        inspection.quarantined = quarantined(&self.shared.directory);
+        inspection.refused = refused::summary(&self.shared.directory);
         for (mut view, open) in generations {
             if let Some(generation) = open {
                 let mut tally = Tally::after(acked);
@@ -150,7 +160,7 @@ impl Buffer {
             }
             inspection.generations.push(view);
         }
-        inspection.find_newest();
+        inspection.sum_up();
         inspection.disk_bytes = self.measured_disk_bytes();
         inspection
     }
@@ -162,8 +172,10 @@ impl Buffer {
 }
 
 impl Inspection {
-    /// Takes the newest time of the newest generation that tells one.
-    pub(super) fn find_newest(&mut self) {
+    /// Counts what is told about, and takes the newest time of the newest generation that tells one.
+    pub(super) fn sum_up(&mut self) {
+        let described = self.generations.iter().filter(|it| it.contents.is_some());
+        self.events_described = described.map(|it| it.events).sum();
         let newest_first = self.generations.iter().rev();
         let contents = newest_first.filter_map(|view| view.contents.as_ref());
         self.newest_received_at = contents

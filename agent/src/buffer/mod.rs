@@ -27,6 +27,7 @@
 mod appender;
 mod chunk;
 mod epochs;
+mod export;
 mod files;
 mod generation;
 mod inspect;
@@ -56,6 +57,7 @@ pub use epochs::Stretch;
 pub use generation::{Batch, Limits};
 pub use inspect::{Contents, GenerationView, Inspection, Quarantined, SourceView};
 pub use reader::ReadError;
+pub use refused::{Refused, export_refused};
 pub use stopped::{Check, Damage, Stopped, StoppedError};
 
 use epochs::Epochs;

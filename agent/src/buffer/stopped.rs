@@ -4,26 +4,23 @@
 //! and the copy is opened, one at a time: it takes the room of one generation there. The lock is held
 //! meanwhile, so that no agent starts on the directory.
 
-use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::ops::{ControlFlow, RangeInclusive};
 use std::path::{Path, PathBuf};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use headwater_protocol::{Record, timestamp};
 use serde::Serialize;
-use serde_json::value::RawValue;
 use tempfile::TempDir;
 
 use super::chunk::Position;
 use super::epochs::Epochs;
+use super::export::Export;
 use super::files::{self, Identity};
 use super::generation::{self, Generation, StoreError};
 use super::inspect::{GenerationView, Inspection, Tally, Walked, quarantined, walk};
 use super::marks::Marks;
-use super::{guess_marks, list_generations};
+use super::{guess_marks, list_generations, refused};
 
 /// Why a stopped buffer cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +76,8 @@ pub struct Check {
     pub damage: Vec<Damage>,
     /// What was set aside before.
     pub quarantined: usize,
+    /// Sound events in `refused/`.
+    pub refused: u64,
 }
 
 impl Stopped {
@@ -137,11 +136,13 @@ impl Stopped {
             sent: self.marks.sent,
             durable: self.marks.durable,
             events: 0,
+            events_described: 0,
             disk_bytes: files::disk_bytes(&self.directory),
             oldest_received_at: None,
             newest_received_at: None,
             generations: Vec::new(),
             quarantined: quarantined(&self.directory),
+            refused: refused::summary(&self.directory),
         };
         for (start, end) in self.generations() {
             let mut tally = Tally::after(self.marks.acked);
@@ -165,7 +166,7 @@ impl Stopped {
                 contents: Some(tally.contents(&walked)),
             });
         }
-        inspection.find_newest();
+        inspection.sum_up();
         Ok(inspection)
     }
 
@@ -179,6 +180,7 @@ impl Stopped {
             events: 0,
             damage: Vec::new(),
             quarantined: quarantined(&self.directory).len(),
+            refused: 0,
         };
         let around = |what: String| Damage {
             positions: None,
@@ -230,6 +232,14 @@ impl Stopped {
             }
             if walked.error.is_some() && walked.unreadable.is_empty() {
                 check.damage.push(around(what));
+            }
+        }
+        for (name, kept) in refused::read_all(&self.directory) {
+            match kept {
+                Ok(_) => check.refused += 1,
+                Err(what) => check.damage.push(around(format!(
+                    "refused/{name} {what}; save what can be read of it, then delete it"
+                ))),
             }
         }
         Ok(check)
@@ -379,116 +389,4 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// An export under way.
-struct Export<'a> {
-    positions: RangeInclusive<Position>,
-    acked: Position,
-    out: &'a mut dyn Write,
-    written: u64,
-    over: bool,
-    failed: Option<io::Error>,
-}
-
-/// One line of an export.
-#[derive(Serialize)]
-struct Line<'a> {
-    position: Position,
-    received_at: Option<String>,
-    company: &'a str,
-    source: &'a str,
-    kind: headwater_protocol::SourceKind,
-    path: &'a str,
-    event_type: Option<headwater_protocol::EventType>,
-    sent_at: Option<&'a str>,
-    ip: Option<&'a str>,
-    user_agent: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    body: Option<&'a RawValue>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    body_base64: Option<String>,
-}
-
-impl<'a> Export<'a> {
-    fn new(positions: RangeInclusive<Position>, acked: Position, out: &'a mut dyn Write) -> Self {
-        Self {
-            positions,
-            acked,
-            out,
-            written: 0,
-            over: false,
-            failed: None,
-        }
-    }
-
-    /// Returns the last position that is not wanted.
-    fn before(&self) -> Position {
-        self.positions.start().saturating_sub(1)
-    }
-
-    fn is_over(&self) -> bool {
-        self.over || self.failed.is_some()
-    }
-
-    fn write(&mut self, position: Position, record: &[u8]) -> ControlFlow<()> {
-        if position > *self.positions.end() {
-            self.over = true;
-            return ControlFlow::Break(());
-        }
-        if position <= self.acked || position < *self.positions.start() {
-            return ControlFlow::Continue(());
-        }
-        // One that cannot be decoded is what `fsck` tells about.
-        let Ok(record) = Record::decode(record) else {
-            return ControlFlow::Continue(());
-        };
-        match self.write_line(position, &record) {
-            Ok(()) => {
-                self.written += 1;
-                ControlFlow::Continue(())
-            }
-            Err(error) => {
-                self.failed = Some(error);
-                ControlFlow::Break(())
-            }
-        }
-    }
-
-    fn write_line(&mut self, position: Position, record: &Record) -> io::Result<()> {
-        // A line must stay one line. JSON has line breaks only where a space may stand as well.
-        let is_break = |byte: &u8| matches!(byte, b'\n' | b'\r');
-        let mut text = Cow::Borrowed(record.body.as_slice());
-        if text.iter().any(is_break) {
-            let bytes = text.iter();
-            text = bytes
-                .map(|byte| if is_break(byte) { b' ' } else { *byte })
-                .collect();
-        }
-        let body: Option<&RawValue> = serde_json::from_slice(&text).ok();
-        let line = Line {
-            position,
-            received_at: timestamp::format(record.received_at),
-            company: &record.company_id,
-            source: &record.source_id,
-            kind: record.source_kind,
-            path: &record.path,
-            event_type: record.event_type,
-            sent_at: record.sent_at.as_deref(),
-            ip: record.ip.as_deref(),
-            user_agent: record.user_agent.as_deref(),
-            body,
-            body_base64: body.is_none().then(|| STANDARD.encode(&record.body)),
-        };
-        serde_json::to_writer(&mut *self.out, &line)?;
-        self.out.write_all(b"\n")
-    }
-
-    fn finish(self) -> Result<u64, StoppedError> {
-        if let Some(error) = self.failed {
-            return Err(error.into());
-        }
-        self.out.flush()?;
-        Ok(self.written)
-    }
 }

@@ -13,7 +13,8 @@ pub(super) const HELP: &str = "\
 Opens a copy of every generation (in TMPDIR, one at a time), checks the checksum of every value, that
 no position is missing, and what it finds against the marks. The directory is not changed, and there
 is nothing to repair by hand: the next start of the agent sets aside what it cannot read, counts it
-and ships the rest. `export --quarantine` gives what can still be read of it.
+and ships the rest. `export --quarantine` gives what can still be read of it. The events of refused/
+are checked against their checksums; nothing but a person deletes those.
 
 Examples:
   headwater-agent fsck --config /etc/headwater/agent.toml
@@ -63,7 +64,7 @@ fn text(check: &Check) -> Result<String, std::fmt::Error> {
     let verdict = if check.damage.is_empty() {
         "whole"
     } else {
-        "damaged; the next start sets aside what it cannot read and ships the rest"
+        "damaged; the next start sets aside the generations that it cannot read and ships the rest"
     };
     writeln!(
         out,
@@ -76,6 +77,13 @@ fn text(check: &Check) -> Result<String, std::fmt::Error> {
             out,
             "quarantine/ holds {} from before; see `export --quarantine`",
             check.quarantined
+        )?;
+    }
+    if check.refused > 0 {
+        writeln!(
+            out,
+            "refused/ holds {} that the collector did not take; see `export --refused`",
+            counted(check.refused, "sound event")
         )?;
     }
     Ok(out)

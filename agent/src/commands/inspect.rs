@@ -6,19 +6,23 @@ use std::process::ExitCode;
 use headwater_service::cli::EXIT_OK;
 
 use super::ask::ask;
-use super::{Output, bytes, counted, json, print, unknown};
-use crate::buffer::{GenerationView, Inspection, Stopped, StoppedError};
+use super::{Output, bytes, count, counted, json, print, unknown};
+use crate::buffer::{GenerationView, Inspection, Refused, Stopped, StoppedError};
 use crate::config::Config;
 
 pub(super) const HELP: &str = "\
 A running agent is asked through its admin endpoint: it tells positions, events and bytes of every
-generation, and what the events are of those it has open (the oldest and the newest). The directory
-of a stopped agent is read whole and never changed: each generation is copied to TMPDIR and the copy
-is read. Meanwhile no agent can start on it.
+generation, and whose the events are of those it has open (the oldest and the newest); a line of its
+own, and `events_described` in the JSON, say how many events that leaves out. The directory of a
+stopped agent is read whole and never changed: each generation is copied to TMPDIR and the copy is
+read. Meanwhile no agent can start on it.
+
+What lies in quarantine/ (could not be read) and in refused/ (the collector did not take it, by its
+reason) is shown in both cases.
 
 Examples:
   headwater-agent inspect --config /etc/headwater/agent.toml
-  headwater-agent inspect --config /etc/headwater/agent.toml --json | jq '.generations[].sources'
+  headwater-agent inspect --config /etc/headwater/agent.toml --json | jq '.generations[].contents.sources'
 
 Exit codes: 0 shown, 2 cannot tell (no such buffer, or an agent holds it and does not answer)";
 
@@ -80,6 +84,14 @@ fn text(inspection: &Inspection) -> Result<String, std::fmt::Error> {
         age(&inspection.oldest_received_at),
         age(&inspection.newest_received_at)
     )?;
+    if inspection.events_described < inspection.events {
+        writeln!(
+            out,
+            "  sources are told of {} of {}: a running agent keeps the other generations closed",
+            count(inspection.events_described),
+            counted(inspection.events, "event")
+        )?;
+    }
     for generation in &inspection.generations {
         write_generation(&mut out, generation)?;
     }
@@ -87,7 +99,27 @@ fn text(inspection: &Inspection) -> Result<String, std::fmt::Error> {
         let size = bytes(set_aside.disk_bytes);
         writeln!(out, "quarantine/{}: {size}", set_aside.name)?;
     }
+    write_refused(&mut out, &inspection.refused)?;
     Ok(out)
+}
+
+fn write_refused(out: &mut String, refused: &Refused) -> std::fmt::Result {
+    if refused.events == 0 {
+        return Ok(());
+    }
+    let (events, size) = (counted(refused.events, "event"), bytes(refused.disk_bytes));
+    writeln!(out, "refused/: {events}, {size}")?;
+    for (reason, number) in &refused.reasons {
+        writeln!(out, "  {}: {reason}", counted(*number, "event"))?;
+    }
+    if refused.unreadable > 0 {
+        writeln!(
+            out,
+            "  UNREADABLE: {}",
+            counted(refused.unreadable, "event")
+        )?;
+    }
+    Ok(())
 }
 
 fn write_generation(out: &mut String, generation: &GenerationView) -> std::fmt::Result {
@@ -102,7 +134,7 @@ fn write_generation(out: &mut String, generation: &GenerationView) -> std::fmt::
         writeln!(out, "  cannot be read: {error}")?;
     }
     let Some(contents) = &generation.contents else {
-        return writeln!(out, "  closed while the agent runs");
+        return writeln!(out, "  closed while the agent runs: sources are not told");
     };
     if let (Some(oldest), Some(newest)) =
         (&contents.oldest_received_at, &contents.newest_received_at)

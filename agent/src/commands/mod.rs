@@ -62,6 +62,10 @@ pub struct ExportArgs {
     /// Export what lies in quarantine/ instead, as far as it can be read, delivered or not
     #[arg(long)]
     quarantine: bool,
+    /// Export what lies in refused/ instead: events that the collector did not take, with its reason.
+    /// The agent may run
+    #[arg(long, conflicts_with = "quarantine")]
+    refused: bool,
 }
 
 impl Command {

@@ -419,7 +419,8 @@ impl<'a> Session<'a> {
                 Ok(())
             }
             Verdict::Alone => {
-                if blocking(move || keep(&buffer, stretch, first)).await? {
+                let why = reason.clone();
+                if blocking(move || keep(&buffer, stretch, first, &why)).await? {
                     error!(
                         sequence,
                         epoch = stretch.epoch,
@@ -557,11 +558,16 @@ fn pack_again(
 }
 
 /// Keeps the event at `position` in `refused/`; false when it is not there now. Blocks.
-fn keep(buffer: &Buffer, stretch: Stretch, position: Position) -> Result<bool, SessionError> {
+fn keep(
+    buffer: &Buffer,
+    stretch: Stretch,
+    position: Position,
+    reason: &str,
+) -> Result<bool, SessionError> {
     let Some(read) = buffer.read(position, ONE)? else {
         return Ok(false);
     };
-    let kept = buffer.keep_refused(stretch, position, &read.body);
+    let kept = buffer.keep_refused(stretch, position, &read.body, reason);
     kept.map_err(|source| SessionError::KeepRefused {
         sequence: stretch.sequence(position),
         source,

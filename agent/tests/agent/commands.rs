@@ -96,6 +96,20 @@ async fn gauges_equal_what_inspect_finds_running_and_killed() {
     assert_eq!(running["agent_id"], "agent-1");
     assert_eq!(running["events"], 1000);
     assert_eq!(running["generations"].as_array().unwrap().len(), 4);
+    let told: Vec<bool> = running["generations"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| it["contents"].is_object())
+        .collect();
+    assert_eq!(told, [true, false, false, true], "the rest stays closed");
+    assert_eq!(running["events_described"], 400, "of 300 and 100 events");
+    let shown = agent(&site, Some(process.admin), &["inspect"]).await;
+    assert!(
+        text(&shown).contains("sources are told of 400 of 1,000 events"),
+        "{}",
+        text(&shown)
+    );
     let oldest = timestamp::parse(running["oldest_received_at"].as_str().unwrap()).unwrap();
     let waited = (SystemClock.now() - oldest) as f64 / 1e6;
     assert!((waited - age).abs() < 5.0, "{waited} {age}");
@@ -117,6 +131,7 @@ async fn gauges_equal_what_inspect_finds_running_and_killed() {
     }
     assert_eq!(stopped["running"], false);
     assert_eq!(sum_of_sources(&stopped), 1000);
+    assert_eq!(stopped["events_described"], 1000);
     let positions = |inspection: &Value| -> Vec<(Value, Value, Value)> {
         let generations = inspection["generations"].as_array().unwrap().iter();
         let numbers = generations.map(|it| (&it["first"], &it["last"], &it["events"]));
@@ -177,6 +192,95 @@ async fn export_keeps_what_is_no_json_and_keeps_a_line_a_line() {
     assert_eq!(lines[0]["body"]["messageId"], "pretty");
     assert_eq!(lines[1]["body"], Value::Null);
     assert_eq!(lines[1]["body_base64"], "e2N1dCBvZmY=");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_events_are_shown_checked_and_exported_with_their_reason() {
+    let site = Site::new();
+    let tables: Arc<Mutex<Tables>> = Arc::default();
+    let collector = Collector::start(&site, &tables, Manner::Poison).await;
+    let mut process = Process::start(&site, collector.address).await;
+    let mut poison = Vec::new();
+    for (id, padding) in [("poison-1", 10), ("poison-2", 80_000), ("poison-3", 10)] {
+        let body = event(id, padding);
+        assert_eq!(post(process.address, "/v1/track", &body).await.status, 200);
+        poison.push(body);
+    }
+    post_events(process.address, "good", 10, 10).await;
+    until("the good ones arrive", || {
+        tables.lock().message_ids().len() == 10
+    })
+    .await;
+    let running = inspect(&site, Some(process.admin)).await;
+    let exported = agent(&site, None, &["export", "--refused"]).await;
+    assert_eq!(exported.status.code(), Some(0), "{}", text(&exported));
+    let second = agent(
+        &site,
+        None,
+        &["export", "--refused", "--from", "2", "--to", "2"],
+    )
+    .await;
+    process.child.kill().await.unwrap();
+
+    let stopped = inspect(&site, None).await;
+    assert_eq!(stopped["refused"]["events"], 3);
+    assert_eq!(stopped["refused"]["reasons"]["poison"], 3);
+    assert_eq!(stopped["refused"]["unreadable"], 0);
+    assert!(stopped["refused"]["disk_bytes"].as_u64().unwrap() >= 80_000);
+    assert_eq!(running["refused"], stopped["refused"]);
+    let shown = text(&agent(&site, None, &["inspect"]).await);
+    assert!(shown.contains("refused/: 3 events, "), "{shown}");
+    assert!(shown.contains("\n  3 events: poison\n"), "{shown}");
+
+    let lines = String::from_utf8(exported.stdout).unwrap();
+    let lines: Vec<Value> = lines
+        .lines()
+        .map(|it| serde_json::from_str(it).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 3);
+    for ((line, body), position) in lines.iter().zip(&poison).zip(1..) {
+        assert_eq!(line["position"], position);
+        assert_eq!(line["sequence"], position);
+        assert!(line["epoch"].as_u64().unwrap() > 0);
+        assert_eq!(line["reason"], "poison");
+        assert_eq!(line["company"], "acme");
+        assert_eq!(line["body"], serde_json::from_str::<Value>(body).unwrap());
+    }
+    let second: Value = serde_json::from_slice(&second.stdout).unwrap();
+    assert_eq!(second, lines[1]);
+
+    let checked = agent(&site, None, &["fsck"]).await;
+    assert_eq!(checked.status.code(), Some(0), "{}", text(&checked));
+    assert!(text(&checked).contains("refused/ holds 3 sound events"));
+    // One flipped bit of a record, and one file without its first line.
+    let mut files: Vec<_> = std::fs::read_dir(site.buffer().join("refused"))
+        .unwrap()
+        .collect();
+    files.sort_by_key(|entry| entry.as_ref().unwrap().path());
+    let path = |index: usize| files[index].as_ref().unwrap().path();
+    let mut bytes = std::fs::read(path(0)).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(path(0), bytes).unwrap();
+    std::fs::write(path(2), "no header").unwrap();
+    let checked = agent(&site, None, &["fsck", "--json"]).await;
+    assert_eq!(checked.status.code(), Some(1));
+    let checked = json(&checked);
+    assert_eq!(checked["refused"], 1);
+    let damage: Vec<&str> = checked["damage"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| it["what"].as_str().unwrap())
+        .collect();
+    assert_eq!(damage.len(), 2, "{damage:?}");
+    assert!(damage[0].contains("checksum"), "{damage:?}");
+    assert!(damage[1].contains("cannot be read"), "{damage:?}");
+    assert_eq!(inspect(&site, None).await["refused"]["unreadable"], 1);
+    let exported = agent(&site, None, &["export", "--refused"]).await;
+    assert_eq!(
+        serde_json::from_slice::<Value>(&exported.stdout).unwrap(),
+        lines[1]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -277,10 +381,15 @@ async fn commands_tell_a_running_agent_from_a_stopped_one_and_from_none() {
         text(&stopped)
     );
     std::fs::remove_dir_all(site.buffer()).unwrap();
-    for command in ["inspect", "fsck", "export"] {
-        let output = agent(&site, None, &[command]).await;
-        assert_eq!(output.status.code(), Some(2), "{command}");
-        assert!(!site.buffer().exists(), "{command} made a buffer");
+    for command in [
+        &["inspect"][..],
+        &["fsck"],
+        &["export"],
+        &["export", "--refused"],
+    ] {
+        let output = agent(&site, None, command).await;
+        assert_eq!(output.status.code(), Some(2), "{command:?}");
+        assert!(!site.buffer().exists(), "{command:?} made a buffer");
     }
 }
 
