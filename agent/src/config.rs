@@ -13,6 +13,9 @@ use headwater_service::logging::LogConfig;
 use headwater_service::tls::TlsFiles;
 use serde::Deserialize;
 
+use crate::buffer::Appender;
+use crate::window;
+
 /// Highest `http.request_events_max`.
 pub(crate) const REQUEST_EVENTS_MAX: usize = 200_000;
 
@@ -168,6 +171,13 @@ pub struct BufferConfig {
     pub group_wait_us: u64,
 }
 
+impl BufferConfig {
+    /// Returns the bytes that `refused/` may take.
+    pub(crate) fn refused_room_bytes(&self) -> u64 {
+        self.refused_bytes_max.min(self.disk_bytes_max / 8)
+    }
+}
+
 impl Default for BufferConfig {
     fn default() -> Self {
         Self {
@@ -192,7 +202,7 @@ impl Default for BufferConfig {
 pub struct DedupConfig {
     /// Recent events that the agent recognises when they come again byte for byte. Default 400000:
     /// at least ten seconds at 20,000 events/s and an hour at 50; takes 10 MB of memory and up to
-    /// 11 MB of `buffer.disk_bytes_max`. 0 turns it off: what comes twice is then stored twice and
+    /// 13 MB of `buffer.disk_bytes_max`. 0 turns it off: what comes twice is then stored twice and
     /// found by message id in the tables. More reaches further back.
     pub ids_max: usize,
 }
@@ -371,6 +381,15 @@ impl Config {
         }
     }
 
+    /// Returns how many bytes a request may take in the buffer, and the setting that bounds it: a
+    /// larger one would never fit, however often it came.
+    pub fn request_bytes_max(&self) -> (u64, &'static str) {
+        let window = window::disk_bytes_max(self.dedup.ids_max);
+        let disk = Appender::request_bytes_max(&self.buffer, window);
+        let queue = self.buffer.queue_bytes_max;
+        (disk, "buffer.disk_bytes_max").min((queue, "buffer.queue_bytes_max"))
+    }
+
     /// Checks what types cannot express.
     ///
     /// # Errors
@@ -463,10 +482,21 @@ impl Config {
             "http.connections_max",
             || "must lie between 1 and 65536".to_owned(),
         )?;
+        let disk_bytes_min = Appender::disk_bytes_min(
+            buffer,
+            window::disk_bytes_max(self.dedup.ids_max),
+            http.event_bytes_max + RECORD_OVERHEAD_BYTES,
+        );
         check(
-            buffer.disk_bytes_max >= buffer.reserve_bytes.saturating_add(16 * MIB),
+            buffer.disk_bytes_max >= disk_bytes_min,
             "buffer.disk_bytes_max",
-            || "must be at least 16 MiB above `buffer.reserve_bytes`".to_owned(),
+            || {
+                format!(
+                    "must be at least `{disk_bytes_min}`, so that one event of `http.event_bytes_max` \
+                     always fits beside `buffer.reserve_bytes`, `buffer.refused_bytes_max`, \
+                     `buffer.group_bytes_max` and the window (`dedup.ids_max`)"
+                )
+            },
         )?;
         check(self.dedup.ids_max <= DEDUP_IDS_MAX, "dedup.ids_max", || {
             format!("is `{}`; use at most {DEDUP_IDS_MAX}", self.dedup.ids_max)
@@ -559,5 +589,37 @@ fn check(
             key,
             message: message(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_least_disk_takes_one_largest_event_and_a_byte_less_is_refused() {
+        let tls = TlsFiles {
+            certificate: "a.pem".into(),
+            key: "a.key".into(),
+            ca: "ca.pem".into(),
+        };
+        for (reserve_bytes, refused_bytes_max, ids_max) in
+            [(0, 0, 0), (40 * MIB, 64 * MIB, 400_000), (MIB, 4 * MIB, 1)]
+        {
+            let mut config = Config::new(tls.clone(), Vec::new());
+            config.buffer.reserve_bytes = reserve_bytes;
+            config.buffer.refused_bytes_max = refused_bytes_max;
+            config.dedup.ids_max = ids_max;
+            config.buffer.disk_bytes_max = 1;
+            let refused = config.validate().unwrap_err().to_string();
+            let mut parts = refused.split('`');
+            let least = parts.find_map(|part| part.parse().ok()).unwrap();
+            config.buffer.disk_bytes_max = least;
+            config.validate().unwrap();
+            let event = config.http.event_bytes_max + RECORD_OVERHEAD_BYTES;
+            assert!(config.request_bytes_max().0 >= event, "{least}");
+            config.buffer.disk_bytes_max = least - 1;
+            assert!(config.validate().is_err(), "{least}");
+        }
     }
 }

@@ -160,6 +160,10 @@ impl Reloader {
         let wanted = loaded.map_err(|error| error.to_string())?;
         wanted.validate().map_err(|error| error.to_string())?;
         let mut plan = plan(running, wanted);
+        // What waits for a restart must fit the rest until then.
+        plan.config.validate().map_err(|error| {
+            format!("{error}; this holds with the settings that change only with a restart as they run now")
+        })?;
         if plan.config.tls != running.tls {
             tls::mutual_client(&plan.config.tls, ALPN).map_err(|error| error.to_string())?;
             let named =
@@ -278,6 +282,13 @@ mod tests {
         wrong.http.retry_after_s = 77;
         wrong.collector.backoff_min_ms = 0;
         assert_eq!(reloader.reload(Ok(wrong)), Reloaded::Invalid);
+        // It fits without the reserve, which stays until a restart.
+        let mut mixed = config();
+        mixed.http.retry_after_s = 77;
+        mixed.buffer.reserve_bytes = 0;
+        mixed.buffer.disk_bytes_max = 50 << 20;
+        mixed.validate().unwrap();
+        assert_eq!(reloader.reload(Ok(mixed)), Reloaded::Invalid);
         let missing = TlsFiles {
             key: "missing.key".into(),
             ..config().tls

@@ -28,6 +28,9 @@ const GROWTH_SLACK_BYTES: u64 = 2 << 20;
 /// it is opened, `buffer.json` is replaced by a second file.
 const OPENING_BYTES: u64 = 1 << 20;
 
+/// What an empty generation and the small files take on disk, in bytes; generous.
+const EMPTY_BYTES: u64 = 1 << 20;
+
 /// So near the bound every file is measured before each append, not once a second, in bytes. Other
 /// files below the directory must grow less than this in a second.
 const NEAR_BYTES: u64 = 16 << 20;
@@ -109,7 +112,33 @@ impl Appender {
     pub fn configure(&mut self, config: &BufferConfig) {
         if self.config != *config {
             self.config.clone_from(config);
+            self.buffer.shared.state.lock().refused_bytes_max = config.refused_room_bytes();
         }
+    }
+
+    /// Returns the largest request, in bytes of records, that fits when everything before it has been
+    /// shipped. `beside_bytes` is what else lies below the directory then. A group holds less than
+    /// `group_bytes_max` before its last request.
+    pub(crate) fn request_bytes_max(config: &BufferConfig, beside_bytes: u64) -> u64 {
+        let taken = Self::taken_bytes(config, beside_bytes) + config.refused_room_bytes();
+        let room = config.disk_bytes_max.saturating_sub(taken) / GROWTH_FACTOR;
+        room.saturating_sub(config.group_bytes_max)
+    }
+
+    /// Returns the least `disk_bytes_max` under which a request of `bytes` fits.
+    pub(crate) fn disk_bytes_min(config: &BufferConfig, beside_bytes: u64, bytes: u64) -> u64 {
+        let growth = bytes.saturating_add(config.group_bytes_max);
+        let taken = growth
+            .saturating_mul(GROWTH_FACTOR)
+            .saturating_add(Self::taken_bytes(config, beside_bytes));
+        // `refused_room_bytes` depends on the bound itself.
+        let eighth = taken / 7 + 1;
+        taken.saturating_add(config.refused_bytes_max.min(eighth))
+    }
+
+    fn taken_bytes(config: &BufferConfig, beside_bytes: u64) -> u64 {
+        let growth = GROWTH_SLACK_BYTES + OPENING_BYTES + EMPTY_BYTES;
+        config.reserve_bytes.saturating_add(beside_bytes + growth)
     }
 
     fn generation_bytes_max(&self) -> u64 {

@@ -111,8 +111,6 @@ struct Shared {
     agent_id: AgentId,
     clock: SharedClock,
     durable: watch::Sender<Position>,
-    /// Room for `refused/`, set apart from the bound of the directory.
-    refused_bytes_max: u64,
     state: Mutex<State>,
     /// Held while a generation is opened for reading; never taken under `state`.
     opening: Mutex<()>,
@@ -143,6 +141,8 @@ struct State {
     around_bytes: u64,
     /// Bytes of these in `refused/`.
     refused_bytes: u64,
+    /// Room for `refused/`, set apart from the bound of the directory.
+    refused_bytes_max: u64,
     /// What was durable at open; marks never fall behind it.
     durable_floor: Position,
     /// Damaged events up to here are counted.
@@ -256,6 +256,7 @@ impl Buffer {
             leaving: BTreeMap::new(),
             around_bytes: files::disk_bytes_around(&directory),
             refused_bytes: files::disk_bytes(&directory.join("refused")),
+            refused_bytes_max: config.refused_room_bytes(),
             durable_floor: marks.durable,
             damage_counted: 0,
             wants_room: false,
@@ -269,7 +270,6 @@ impl Buffer {
                 agent_id: agent_id.clone(),
                 clock,
                 durable: watch::Sender::new(0),
-                refused_bytes_max: config.refused_bytes_max.min(config.disk_bytes_max / 8),
                 state: Mutex::new(state),
                 opening: Mutex::default(),
                 marks: Mutex::new(marks_file),

@@ -134,8 +134,8 @@ impl Buffer {
 
     /// Returns the bytes that refused events may still take.
     pub(super) fn refused_room(&self) -> u64 {
-        let held = self.shared.state.lock().refused_bytes;
-        self.shared.refused_bytes_max.saturating_sub(held)
+        let state = self.shared.state.lock();
+        state.refused_bytes_max.saturating_sub(state.refused_bytes)
     }
 
     fn refused_directory(&self) -> PathBuf {

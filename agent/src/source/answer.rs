@@ -62,8 +62,10 @@ pub(super) enum Answer {
     NotFound,
     MethodNotAllowed,
     Timeout,
+    /// The body, or what it becomes in the buffer, is above what a setting allows.
     TooLarge {
         bytes_max: u64,
+        setting: &'static str,
     },
     TooMany {
         events_max: usize,
@@ -229,13 +231,17 @@ impl Answer {
             ),
             Self::MethodNotAllowed => refused("method_not_allowed", "events are sent with POST"),
             Self::Timeout => refused("timeout", "the body did not arrive in time"),
-            Self::TooLarge { bytes_max } => refused(
+            Self::TooLarge { bytes_max, setting } => refused(
                 "too_large",
-                &format!("the body is larger than {bytes_max} bytes"),
+                &format!(
+                    "the body takes more than the {bytes_max} bytes that `{setting}` allows; send it in parts"
+                ),
             ),
             Self::TooMany { events_max } => refused(
                 "too_many_events",
-                &format!("the body holds more than {events_max} events"),
+                &format!(
+                    "the body holds more than the {events_max} events that `http.request_events_max` allows; send it in parts"
+                ),
             ),
             Self::Busy { .. } => refused("busy", "too much is waiting; send again later"),
             Self::Unavailable { message, .. } => refused("unavailable", message),

@@ -87,7 +87,10 @@ pub(super) async fn read(body: HttpBody, bytes_max: u64, memory: &Memory) -> Res
         // The client has gone away; nobody reads this answer.
         let part: Bytes = part.map_err(|_| Answer::Unreadable("the body was cut off"))?;
         if (out.bytes.len() + part.len()) as u64 > bytes_max {
-            return Err(Answer::TooLarge { bytes_max });
+            return Err(Answer::TooLarge {
+                bytes_max,
+                setting: "http.body_bytes_max",
+            });
         }
         out.reservation.grow(part.len())?;
         out.bytes.extend_from_slice(&part);
@@ -112,7 +115,10 @@ impl Body {
                 break;
             }
             if (inflated.len() + length) as u64 > bytes_max {
-                return Err(Answer::TooLarge { bytes_max });
+                return Err(Answer::TooLarge {
+                    bytes_max,
+                    setting: "http.inflated_bytes_max",
+                });
             }
             self.reservation.grow(length)?;
             inflated.extend_from_slice(&part[..length]);

@@ -11,7 +11,7 @@
 //! | 401 | no write key, or one that is not configured |
 //! | 404, 405 | no such path; not POST |
 //! | 408 | the body did not arrive in time |
-//! | 413 | the body is above a hard cap, of bytes or of events |
+//! | 413 | the body is above a hard cap, of bytes or of events, or could never fit into the buffer |
 //! | 429 | too much is waiting |
 //! | 503 | the buffer or the disk is full, or the agent stops |
 
@@ -185,7 +185,13 @@ impl Source {
             record: item.record.encode(),
             fingerprint: item.fingerprint,
         };
-        let entries = prepared.items.iter().map(entry).collect();
+        let entries: Vec<Entry> = prepared.items.iter().map(entry).collect();
+        let bytes: usize = entries.iter().map(|entry| entry.record.len()).sum();
+        let (bytes_max, setting) = live.request_bytes_max();
+        if bytes as u64 > bytes_max {
+            // No drain would make room for it: a client must not try for ever.
+            return Answer::TooLarge { bytes_max, setting };
+        }
         match self.sequencer.append(entries).await {
             Ok(duplicates) => {
                 let counts = prepared.counts(&duplicates);

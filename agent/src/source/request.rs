@@ -133,6 +133,7 @@ pub(super) fn prepare(
         Err(Refusal::TooLarge) => {
             return Err(Answer::TooLarge {
                 bytes_max: limits.bytes_max,
+                setting: "http.inflated_bytes_max",
             });
         }
     };

@@ -8,7 +8,7 @@
 //! A group is written after the fdatasync of its events, so whatever can be read here is durable
 //! there. A torn tail, a damaged group, another epoch: what follows is not believed, and the window is
 //! only shorter. The files lie below the buffer's directory and count against `buffer.disk_bytes_max`;
-//! a file holds `dedup.ids_max` / 2 ids at most, 28 bytes each when every group has one.
+//! a file holds `dedup.ids_max` / 2 ids at most, 32 bytes each when every group has one.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -29,6 +29,15 @@ const ID_BYTES: usize = 16;
 /// Count and position before the ids of a group.
 const GROUP_HEAD_BYTES: usize = 4 + 8;
 const CRC_BYTES: usize = 4;
+
+/// Returns what the files of a window of `ids_max` ids take on disk at most, the directory included.
+pub(crate) fn disk_bytes_max(ids_max: usize) -> u64 {
+    const BLOCKS_BYTES: u64 = 4 * 4096;
+    if ids_max == 0 {
+        return 0;
+    }
+    (ids_max as u64) * (GROUP_HEAD_BYTES + ID_BYTES + CRC_BYTES) as u64 + BLOCKS_BYTES
+}
 
 /// The buffer that the ids belong to.
 #[derive(Debug, Clone, Copy)]

@@ -27,6 +27,7 @@ use siphasher::sip128::{Hasher128, SipHasher24};
 use crate::buffer::Position;
 use crate::metrics::{WINDOW_FAILURES, WINDOW_IDS};
 
+pub(crate) use file::disk_bytes_max;
 use file::{Files, KEY_BYTES, Origin};
 
 /// What tells one event from another: a keyed 128-bit hash over company, source, type and the exact

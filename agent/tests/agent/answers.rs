@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use headwater_protocol::Record;
 use headwater_service::clock::SystemClock;
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::collector::{Collector, Manner};
-use crate::harness::{Agent, BASIC, Response, Site, batch, event, nobody, post, request};
+use crate::collector::{Collector, Manner, Tables};
+use crate::harness::{
+    Agent, BASIC, Response, Site, batch, event, nobody, post, request, until_async,
+};
 
 fn gzip(text: &str) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
@@ -362,6 +365,84 @@ async fn one_bad_event_never_fails_its_batch() {
         agent.running.buffered(),
         5,
         "its bytes are kept for quarantine"
+    );
+    agent.stop().await;
+}
+
+/// A batch of `count` events of about 100 kB, with ids `prefix-0..`.
+fn megabytes(prefix: &str, count: u64) -> String {
+    let ids: Vec<String> = (0..count).map(|it| format!("{prefix}-{it}")).collect();
+    batch(ids.iter().map(String::as_str), 100_000)
+}
+
+#[tokio::test]
+async fn a_request_that_can_never_fit_hears_so_and_the_largest_other_fits_after_a_drain() {
+    let site = Site::new();
+    let tables: Arc<Mutex<Tables>> = Arc::default();
+    let collector = Collector::start(&site, &tables, Manner::Prompt).await;
+    let away = collector.address;
+    collector.stop().await;
+    let mut config = site.config(away);
+    config.buffer.disk_bytes_max = 24 << 20;
+    config.dedup.ids_max = 1000;
+    config.http.body_bytes_max = 16 << 20;
+    let (bytes_max, _) = config.request_bytes_max();
+    let agent = Agent::start(config).await;
+    // An event has less than a kilobyte around its padding.
+    let too_many = bytes_max / 100_000 + 1;
+    let fitting = bytes_max / 101_000;
+    let answer = post(agent.address, "/v1/batch", &megabytes("never", too_many)).await;
+    assert_eq!(answer.status, 413, "{answer:?}");
+    assert_eq!(answer.json()["code"], "too_large");
+    assert!(
+        answer.body.contains("`buffer.disk_bytes_max`"),
+        "{answer:?}"
+    );
+    assert_eq!(answer.header("retry-after"), None);
+    // A full buffer is another matter: its answer is to come back.
+    let mut filled = 0;
+    let refusal = loop {
+        let body = megabytes(&format!("fill-{filled}"), fitting / 2);
+        let answer = post(agent.address, "/v1/batch", &body).await;
+        if answer.status != 200 {
+            break answer;
+        }
+        filled += 1;
+    };
+    assert_eq!(
+        (refusal.status, filled >= 2),
+        (503, true),
+        "{filled} {refusal:?}"
+    );
+    let body = megabytes("largest", fitting);
+    assert_eq!(post(agent.address, "/v1/batch", &body).await.status, 503);
+    let collector = Collector::start_at(&site, away, &tables, Manner::Prompt).await;
+    agent.until_drained().await;
+    until_async("the largest request fits", async || {
+        post(agent.address, "/v1/batch", &body).await.status == 200
+    })
+    .await;
+    agent.until_drained().await;
+    agent.stop().await;
+    collector.stop().await;
+    let stored = tables.lock().message_ids().len() as u64;
+    assert_eq!(stored, filled * (fitting / 2) + fitting);
+}
+
+#[tokio::test]
+async fn small_events_that_outgrow_the_queue_hear_so() {
+    let site = Site::new();
+    let mut config = site.config(nobody());
+    config.http.body_bytes_max = 64 << 10;
+    config.http.inflated_bytes_max = 64 << 10;
+    config.buffer.queue_bytes_max = 128 << 10;
+    let agent = Agent::start(config).await;
+    let body = format!(r#"{{"batch":[1{}]}}"#, ",1".repeat(9999));
+    let answer = post(agent.address, "/v1/batch", &body).await;
+    assert_eq!(answer.status, 413, "{answer:?}");
+    assert!(
+        answer.body.contains("`buffer.queue_bytes_max`"),
+        "{answer:?}"
     );
     agent.stop().await;
 }

@@ -127,6 +127,7 @@ async fn full_buffer_answers_503_and_takes_events_again_after_a_drain() {
     collector.stop().await;
     let mut config = site.config(away);
     config.buffer.disk_bytes_max = 16 << 20;
+    config.dedup.ids_max = 1000;
     let agent = Agent::start(config).await;
     let mut accepted = Vec::new();
     let refusal = loop {

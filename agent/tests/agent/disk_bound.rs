@@ -117,7 +117,7 @@ async fn overload(bound: u64, keys: &str) {
     let collector = Collector::start(&site, &tables, Manner::Prompt).await;
     let address = collector.address;
     collector.stop().await;
-    let keys = format!("disk_bytes_max = {bound}\n {keys}");
+    let keys = format!("disk_bytes_max = {bound}\n {keys}\n[dedup]\nids_max = 20000");
     let toml = config_at(&site, address, &site.buffer(), &keys);
     let agent = Process::start_with(&site, &toml).await;
     let sampler = Sampler::start(&site.buffer());
