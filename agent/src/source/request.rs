@@ -29,6 +29,9 @@ const KEPT_BYTES: usize = 64 * 1024;
 /// Bytes of a client's id that are given back to it; it may be the very thing that is wrong.
 const ID_BYTES_MAX: usize = 400;
 
+/// Longest text that may be a time, in bytes. Every event of a batch gets a copy.
+const TIME_BYTES_MAX: usize = 64;
+
 /// One event on its way to the buffer.
 pub(super) struct Item {
     pub(super) record: Record,
@@ -141,6 +144,7 @@ pub(super) fn prepare(
         "there is no write key: use Basic authorization",
     ))?;
     let sent_at = parts.sent_at.as_deref().or(facts.sent_at.as_deref());
+    let sent_at = sent_at.filter(|text| text.len() <= TIME_BYTES_MAX);
     let mut out = Preparation {
         shared,
         facts,

@@ -448,6 +448,18 @@ async fn small_events_that_outgrow_the_queue_hear_so() {
 }
 
 #[tokio::test]
+async fn what_a_batch_says_once_is_not_multiplied_by_its_events() {
+    let site = Site::new();
+    let agent = Agent::start(site.config(nobody())).await;
+    let long = "x".repeat(100_000);
+    let body = format!(r#"{{"sentAt":"{long}","batch":[1{}]}}"#, ",1".repeat(1999));
+    let answer = post(agent.address, "/v1/batch", &body).await;
+    assert_eq!(answer.status, 200, "200 MB of copies: {}", answer.body);
+    assert_eq!(agent.running.buffered(), 2000);
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn browsers_may_ask_first() {
     let site = Site::new();
     let agent = Agent::start(site.config(nobody())).await;
