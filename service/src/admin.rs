@@ -1,8 +1,11 @@
 //! The admin endpoint: `/metrics` (Prometheus), `/healthz` (the process runs), `/readyz` (it does its
 //! work) and what else a program tells about itself as JSON.
 
+use std::convert::Infallible;
+use std::future::IntoFuture;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -51,6 +54,9 @@ pub async fn listen(
         })
 }
 
+/// How often recorded times are summed up. Until then each value takes memory, scraped or not.
+const UPKEEP_INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 5000 });
+
 static RECORDER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 
 /// Installs the process-wide metrics recorder; later calls return the first one's handle.
@@ -97,9 +103,21 @@ pub async fn serve_with(
     for (path, document) in documents {
         router = router.route(path, get(move || show(document.clone())));
     }
-    axum::serve(listener, router)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
+    let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
+    tokio::select! {
+        result = served.into_future() => result,
+        never = keep_up() => match never {},
+    }
+}
+
+/// Sums recorded times up, so that those which nobody scrapes take no memory.
+async fn keep_up() -> Infallible {
+    loop {
+        tokio::time::sleep(UPKEEP_INTERVAL).await;
+        if let Some(recorder) = recorder() {
+            recorder.run_upkeep();
+        }
+    }
 }
 
 async fn metrics() -> impl IntoResponse {
@@ -138,4 +156,38 @@ pub fn samples(name: &str) -> Vec<(String, f64)> {
         Some((labels.to_owned(), value.trim().parse().ok()?))
     };
     text.lines().filter_map(series).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the memory of this process in bytes.
+    fn resident_bytes() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|it| it.strip_prefix("VmRSS:"));
+        let kib = line.unwrap().trim().trim_end_matches(" kB");
+        kib.parse::<u64>().unwrap() * 1024
+    }
+
+    #[tokio::test]
+    async fn what_nobody_scrapes_does_not_pile_up() {
+        init_metrics();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stop = CancellationToken::new();
+        let served = tokio::spawn(serve(listener, Arc::new(|| Ok(())), stop.clone()));
+        let before = resident_bytes();
+        for _ in 0..40 {
+            for _ in 0..50_000 {
+                metrics::histogram!("unscraped_seconds").record(0.001);
+            }
+            tokio::time::sleep(UPKEEP_INTERVAL * 2).await;
+        }
+        let grown = resident_bytes().saturating_sub(before);
+        assert!(grown < 8 << 20, "2 million values took {grown} bytes");
+        let count = samples("unscraped_seconds_count");
+        assert_eq!(count, [(String::new(), 2e6)], "nothing is forgotten");
+        stop.cancel();
+        served.await.unwrap().unwrap();
+    }
 }
