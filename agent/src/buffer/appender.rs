@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::chunk::{Packer, Position, RECORD_BYTES_MAX};
 use super::files::{self, Reserve};
-use super::generation::{self, Generation, StoreError};
+use super::generation::{self, Generation, SEGMENT_BYTES, StoreError};
 use super::marks::DurableMark;
 use super::{Buffer, Slot};
 use crate::config::BufferConfig;
@@ -22,11 +22,11 @@ use crate::metrics::{APPENDED_BYTES, BUFFER_DISK_BYTES, BUFFERED_EVENTS, GENERAT
 const GROWTH_FACTOR: u64 = 3;
 
 /// What a new generation and the log's granularity may add on top of the events, in bytes.
-const GROWTH_SLACK_BYTES: u64 = 2 << 20;
+const GROWTH_SLACK_BYTES: u64 = 2 * SEGMENT_BYTES as u64;
 
 /// Room for what grows besides appends, in bytes: a store writes up to a segment and its snapshot when
 /// it is opened, `buffer.json` is replaced by a second file.
-const OPENING_BYTES: u64 = 1 << 20;
+const OPENING_BYTES: u64 = SEGMENT_BYTES as u64 + (1 << 20);
 
 /// What an empty generation and the small files take on disk, in bytes; generous.
 const EMPTY_BYTES: u64 = 1 << 20;
@@ -234,6 +234,7 @@ impl Appender {
         let held = self.next - self.tail_start;
         let due = held + events > self.config.generation_events_max
             || self.tail_bytes + bytes > self.generation_bytes_max()
+            || self.tail.as_ref().is_some_and(|tail| !tail.takes_more())
             || self.buffer.shared.state.lock().tail_damaged;
         if due && held > 0 {
             self.rotate().map_err(|error| self.fail(&error))?;

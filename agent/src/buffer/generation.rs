@@ -15,20 +15,22 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::batch::{self, Batch, Limits, Pieces};
 use super::chunk::{self, Chunk, Key, Packer, Position, Unpacker};
 use super::files;
-
-/// MessagePack nil: stands in a batch where a damaged event was, so that the sequence stays whole and
-/// the collector quarantines the place.
-const DAMAGED: u8 = 0xc0;
 
 /// Bytes of values per store transaction; a larger group is written as several.
 const TRANSACTION_BYTES_MAX: usize = 256 * 1024;
 
-/// Bytes of values between two fdatasyncs. The store overwrites a segment of 512 KiB once what replaced
-/// it was written two segments earlier, written but not synced: a power cut could keep the overwriting
-/// and lose the replacement. Values take at most 2.8 times their bytes in the log, so this stays below
-/// those two segments.
+/// Bytes of a segment, the unit in which the store's log takes and reuses room.
+pub(super) const SEGMENT_BYTES: usize = 2 << 20;
+
+/// Bytes of values between two fdatasyncs, so few that less than one segment is written meanwhile. If it
+/// were more, a power cut could keep the head of a segment that was overwritten in place and lose the
+/// segment before it, without which the store ignores everything it holds; or lose what had replaced
+/// the overwritten bytes. Values take up to 4.2 times their bytes in the log: 1 as they come, 1.6 when
+/// their page of 16 is written anew after 10 of them, 1.6 for a page that is moved out of an old segment
+/// with each of those.
 const UNSYNCED_BYTES_MAX: usize = 360 * 1024;
 
 /// Waits for a store that is still closing: 2 s in all.
@@ -83,12 +85,29 @@ impl StoreError {
     }
 }
 
-fn settings(path: &Path) -> sled::Config {
+/// Segments that stores had at first, too small for what stands above. They are read; nothing is appended
+/// to them.
+const EARLIER_SEGMENT_BYTES: usize = 512 << 10;
+
+/// Returns the size of the segments of the store in `path`: its settings say it, and the store takes no
+/// other.
+fn segment_bytes(path: &Path) -> usize {
+    let settings = fs::read(path.join("conf")).unwrap_or_default();
+    let earlier = format!("segment_size: {EARLIER_SEGMENT_BYTES}\n");
+    if String::from_utf8_lossy(&settings).contains(&earlier) {
+        EARLIER_SEGMENT_BYTES
+    } else {
+        SEGMENT_BYTES
+    }
+}
+
+fn settings(path: &Path, segment_bytes: usize) -> sled::Config {
     sled::Config::new()
         .path(path)
         .cache_capacity(4 << 20)
-        .segment_size(512 << 10)
-        .flush_every_ms(Some(500))
+        .segment_size(segment_bytes)
+        // The store's own thread would move pages between our syncs.
+        .flush_every_ms(None)
 }
 
 fn guarded<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
@@ -109,6 +128,7 @@ fn panic_text(payload: &(dyn Any + Send)) -> String {
 pub(super) struct Generation {
     start: Position,
     path: PathBuf,
+    takes_more: bool,
     /// Taken out at drop, on a thread of its own: a store that failed can hang there.
     db: Option<sled::Db>,
     sync: File,
@@ -121,7 +141,7 @@ impl Generation {
     /// Makes the generation whose first event is `start`; every entry of it is durable on return.
     pub(super) fn create(parent: &Path, start: Position) -> Result<Self, StoreError> {
         let path = directory(parent, start);
-        let generation = Self::open_at(path.clone(), start)?;
+        let generation = Self::open_at(path.clone(), start, SEGMENT_BYTES)?;
         guarded(|| Ok(generation.db().flush().map(drop)?))?;
         for entry in fs::read_dir(&path)? {
             let entry = entry?.path();
@@ -136,19 +156,20 @@ impl Generation {
     /// once: the log alone holds everything, and the settings are always the same.
     pub(super) fn open(parent: &Path, start: Position) -> Result<Self, StoreError> {
         let path = directory(parent, start);
-        match Self::open_at(path.clone(), start) {
+        let segment_bytes = segment_bytes(&path);
+        match Self::open_at(path.clone(), start, segment_bytes) {
             Err(error) if !error.is_transient() && set_aside_all_but_the_log(&path)? => {
                 tracing::warn!(start, %error, "a generation is opened again from its log alone");
-                Self::open_at(path, start)
+                Self::open_at(path, start, segment_bytes)
             }
             other => other,
         }
     }
 
-    fn open_at(path: PathBuf, start: Position) -> Result<Self, StoreError> {
+    fn open_at(path: PathBuf, start: Position, segment_bytes: usize) -> Result<Self, StoreError> {
         let mut attempt = 0;
         let db = loop {
-            match guarded(|| Ok(settings(&path).open()?)) {
+            match guarded(|| Ok(settings(&path, segment_bytes).open()?)) {
                 Err(error) if error.is_locked() && attempt < LOCK_ATTEMPTS_MAX => {
                     // Closed a moment ago on its own thread.
                     attempt += 1;
@@ -163,6 +184,7 @@ impl Generation {
         Ok(Self {
             start,
             path,
+            takes_more: segment_bytes == SEGMENT_BYTES,
             db: Some(db),
             sync,
             around_bytes,
@@ -177,6 +199,11 @@ impl Generation {
     /// Returns the first position.
     pub(super) fn start(&self) -> Position {
         self.start
+    }
+
+    /// Says whether events may be appended; one with segments of an earlier size is only read.
+    pub(super) fn takes_more(&self) -> bool {
+        self.takes_more
     }
 
     /// Returns the bytes on disk as of the last commit.
@@ -285,7 +312,7 @@ impl Generation {
                     return Ok(true);
                 }
                 let chunk = unpacker.unpack(&key, &value);
-                if !add(batch, &mut pieces, position, chunk, through, limits) {
+                if !batch::add(batch, &mut pieces, position, chunk, through, limits) {
                     return Ok(false);
                 }
             }
@@ -324,43 +351,6 @@ impl Generation {
             tracing::warn!(%error, "a store did not close cleanly");
         }
     }
-}
-
-/// Adds what a key holds to `batch`; one step of [`Generation::read`].
-fn add(
-    batch: &mut Batch,
-    pieces: &mut Pieces,
-    position: Position,
-    chunk: Option<Chunk<'_>>,
-    through: Position,
-    limits: Limits,
-) -> bool {
-    let mut room = true;
-    let wanted = position.max(batch.next());
-    match chunk {
-        Some(Chunk::Events(events)) => {
-            room = batch.damaged_until(wanted, limits);
-            for (place, record) in (position..).zip(events.iter()) {
-                if room && place == batch.next() && place <= through {
-                    room = batch.push(record, limits);
-                }
-            }
-        }
-        Some(Chunk::Piece {
-            piece,
-            total,
-            bytes,
-        }) if position >= batch.next() => {
-            room = batch.damaged_until(position, limits);
-            if room && pieces.add(piece, total, bytes) {
-                room = batch.push(&pieces.take(), limits);
-            }
-        }
-        Some(Chunk::Piece { .. }) => {}
-        // Its place is filled when the next sound key shows how many events it held.
-        None => pieces.spoil(),
-    }
-    room
 }
 
 impl Drop for Generation {
@@ -430,101 +420,32 @@ impl Transaction<'_> {
     }
 }
 
-/// The record that is being put together from its pieces.
-#[derive(Default)]
-pub(super) struct Pieces {
-    bytes: Vec<u8>,
-    next: u16,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Pieces {
-    /// Returns true when the record is complete.
-    pub(super) fn add(&mut self, piece: u16, total: u16, bytes: &[u8]) -> bool {
-        if piece == 0 {
-            self.bytes.clear();
-            self.next = 0;
-        }
-        if piece != self.next {
-            self.spoil();
-            return false;
-        }
-        self.bytes.extend_from_slice(bytes);
-        self.next += 1;
-        self.next == total
-    }
-
-    pub(super) fn spoil(&mut self) {
-        self.bytes.clear();
-        self.next = u16::MAX;
-    }
-
-    pub(super) fn take(&mut self) -> Vec<u8> {
-        self.next = 0;
-        std::mem::take(&mut self.bytes)
-    }
-}
-
-/// Bounds of one read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Most events.
-    pub events: u32,
-    /// Most bytes; a single larger event is read all the same.
-    pub bytes: u64,
-}
-
-/// Consecutive records as the wire carries them: one MessagePack value after the other.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Batch {
-    /// Position of the first record.
-    pub first: Position,
-    /// Number of records.
-    pub count: u32,
-    /// The records.
-    pub body: Vec<u8>,
-    /// Positions of those that were damaged and are nil.
-    pub damaged: Vec<Position>,
-}
-
-impl Batch {
-    /// Starts an empty batch at `first`.
-    pub(super) fn starting(first: Position) -> Self {
-        Self {
-            first,
-            count: 0,
-            body: Vec::new(),
-            damaged: Vec::new(),
-        }
-    }
-
-    /// Returns the position after the last record.
-    pub fn next(&self) -> Position {
-        self.first + u64::from(self.count)
-    }
-
-    /// Returns the last position; `first - 1` when the batch is empty.
-    pub fn last(&self) -> Position {
-        self.next() - 1
-    }
-
-    fn push(&mut self, record: &[u8], limits: Limits) -> bool {
-        let bytes = (self.body.len() + record.len()) as u64;
-        if self.count >= limits.events || (self.count > 0 && bytes > limits.bytes) {
-            return false;
-        }
-        self.body.extend_from_slice(record);
-        self.count += 1;
-        true
-    }
-
-    fn damaged_until(&mut self, position: Position, limits: Limits) -> bool {
-        while self.next() < position {
-            let damaged = self.next();
-            if !self.push(&[DAMAGED], limits) {
-                return false;
-            }
-            self.damaged.push(damaged);
-        }
-        true
+    #[test]
+    fn store_with_segments_of_the_earlier_size_is_read_and_takes_no_more() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = directory(parent.path(), 1);
+        let earlier = Generation::open_at(path, 1, EARLIER_SEGMENT_BYTES).unwrap();
+        let records = [b"\xa1a".as_slice(), b"\xa1b"];
+        let mut packer = Packer::new().unwrap();
+        earlier.append(&mut packer, 1, records.into_iter()).unwrap();
+        earlier.close();
+        let earlier = Generation::open(parent.path(), 1).unwrap();
+        assert!(!earlier.takes_more());
+        let limits = Limits {
+            events: 10,
+            bytes: 100,
+        };
+        let mut batch = Batch::starting(1);
+        earlier.read(&mut batch, 2, limits).unwrap();
+        assert_eq!(batch.body, records.concat());
+        earlier.close();
+        let parent = tempfile::tempdir().unwrap();
+        drop(Generation::create(parent.path(), 1).unwrap());
+        let later = Generation::open(parent.path(), 1).unwrap();
+        assert!(later.takes_more());
     }
 }

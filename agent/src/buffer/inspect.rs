@@ -10,8 +10,9 @@ use std::ops::ControlFlow;
 use headwater_protocol::{AgentId, Record, timestamp};
 use serde::{Deserialize, Serialize};
 
+use super::batch::Pieces;
 use super::chunk::{Chunk, Position};
-use super::generation::{Generation, Pieces, StoreError};
+use super::generation::{Generation, StoreError};
 use super::refused::{self, Refused};
 use super::{Buffer, Slot, files};
 

@@ -25,6 +25,7 @@
 //! costs disk, not memory.
 
 mod appender;
+mod batch;
 mod chunk;
 mod epochs;
 mod export;
@@ -52,9 +53,9 @@ use crate::config::BufferConfig;
 use crate::metrics::{EPOCHS_OPENED, EVENTS_ACKNOWLEDGED};
 
 pub use appender::{AppendError, Appender};
+pub use batch::{Batch, Limits};
 pub use chunk::{Position, RECORD_BYTES_MAX};
 pub use epochs::Stretch;
-pub use generation::{Batch, Limits};
 pub use inspect::{Contents, GenerationView, Inspection, Quarantined, SourceView};
 pub use reader::ReadError;
 pub use refused::{Refused, export_refused};

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use metrics::counter;
 
+use super::batch::{Batch, Limits};
 use super::chunk::Position;
 use super::files;
-use super::generation::{self, Batch, Generation, Limits, StoreError};
+use super::generation::{self, Generation, StoreError};
 use super::{Buffer, Slot, now_ms};
 use crate::metrics::{EPOCHS_OPENED, EVENTS_LOST, GENERATIONS_QUARANTINED};
 

@@ -126,14 +126,14 @@ async fn full_buffer_answers_503_and_takes_events_again_after_a_drain() {
     let away = collector.address;
     collector.stop().await;
     let mut config = site.config(away);
-    config.buffer.disk_bytes_max = 16 << 20;
+    config.buffer.disk_bytes_max = 24 << 20;
     config.dedup.ids_max = 1000;
     let agent = Agent::start(config).await;
     let mut accepted = Vec::new();
     let refusal = loop {
         let id = format!("e-{}", accepted.len());
         let answer = post(agent.address, "/v1/batch", &batch([id.as_str()], 200_000)).await;
-        assert!(disk_bytes(&site.buffer()) <= 16 << 20, "D-3");
+        assert!(disk_bytes(&site.buffer()) <= 24 << 20, "D-3");
         if answer.status != 200 {
             break answer;
         }

@@ -96,14 +96,14 @@ impl Drop for Sampler {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn directory_stays_in_its_bound_and_gives_room_back() {
-    // The smallest bound that is allowed, and one with several generations and a reserve.
+    // A bound that leaves room for little, and one with several generations and a reserve.
     for (bound, keys) in [
         (
-            16_u64 << 20,
+            24_u64 << 20,
             "reserve_bytes = 0\n generation_events_max = 500",
         ),
         (
-            32 << 20,
+            64 << 20,
             "reserve_bytes = 4194304\n generation_events_max = 3000",
         ),
     ] {

@@ -20,6 +20,7 @@ mod memory;
 mod posters;
 mod power_cut;
 mod process;
+mod recorded_cut;
 mod reload;
 mod shipping_collectors;
 mod shipping_network;

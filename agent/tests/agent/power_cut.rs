@@ -63,14 +63,14 @@ async fn power_cut_loses_no_acknowledged_event() {
         until("enough is acknowledged", || posters.acked() >= acked).await;
         process.signal(Signal::STOP);
         until("every thread stands still", || stands_still(&process)).await;
-        generations.extend(generation_names(&disk));
+        generations.extend(generation_names(&buffer(&disk)));
         let after = disk.after_power_cut(&format!("disk-{cut}"));
         let panics = process.kill().await;
         assert_eq!(panics, Vec::<String>::new());
         acknowledged.extend(posters.gone().await);
         disk = after;
 
-        let left = open_and_read(&disk);
+        let left = open_and_read(&buffer(&disk), GENERATION_EVENTS);
         assert_eq!(
             *epoch.get_or_insert(left.epoch),
             left.epoch,
@@ -122,20 +122,21 @@ fn toml(site: &Site, collector: std::net::SocketAddr, disk: &Disk) -> String {
 }
 
 /// What a power cut has left, read as the shipper reads it.
-struct Left {
+pub(crate) struct Left {
     epoch: u64,
-    records: Vec<Record>,
+    pub(crate) records: Vec<Record>,
     /// Whatever an opening that failed or panicked has moved aside.
-    set_aside: Vec<PathBuf>,
+    pub(crate) set_aside: Vec<PathBuf>,
 }
 
-fn open_and_read(disk: &Disk) -> Left {
+/// Opens the buffer in `directory` as an agent does after a power cut, and reads all of it.
+pub(crate) fn open_and_read(directory: &Path, generation_events_max: u64) -> Left {
     let config = BufferConfig {
-        directory: buffer(disk),
-        disk_bytes_max: 50_000_000,
-        reserve_bytes: 1 << 20,
+        directory: directory.to_owned(),
+        disk_bytes_max: 500_000_000,
+        reserve_bytes: 0,
         disk_free_bytes_min: 0,
-        generation_events_max: GENERATION_EVENTS,
+        generation_events_max,
         ..BufferConfig::default()
     };
     let agent = "agent-1".parse().unwrap();
@@ -166,7 +167,10 @@ fn open_and_read(disk: &Disk) -> Left {
     }
     assert_eq!(records.len() as u64, buffer.buffered());
     // A generation that was being made has acknowledged nothing yet: its half-written files may go.
-    let newest = generation_names(disk).into_iter().max().unwrap_or_default();
+    let newest = generation_names(directory)
+        .into_iter()
+        .max()
+        .unwrap_or_default();
     let set_aside = files_below(&config.directory).into_iter().filter(|path| {
         let text = path.to_string_lossy();
         text.contains("quarantine/") || text.contains("damaged-") && !text.contains(&newest)
@@ -178,8 +182,9 @@ fn open_and_read(disk: &Disk) -> Left {
     }
 }
 
-fn generation_names(disk: &Disk) -> Vec<String> {
-    let entries = std::fs::read_dir(buffer(disk).join("generations")).unwrap();
+fn generation_names(buffer: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(buffer.join("generations"));
+    let entries = entries.into_iter().flatten();
     entries
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect()

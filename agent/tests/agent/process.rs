@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ impl Process {
     }
 
     /// As [`Self::start_with`], with these variables in the environment.
-    async fn start_in(site: &Site, config: &str, environment: &[(&str, &Path)]) -> Self {
+    pub(crate) async fn start_in(site: &Site, config: &str, environment: &[(&str, &Path)]) -> Self {
         std::fs::write(site.path("agent.toml"), config).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_headwater-agent"))
             .arg("--config")
@@ -124,6 +124,22 @@ impl Process {
             .find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
             .unwrap_or(0.0)
     }
+}
+
+/// Builds the library to be preloaded from this source beside the tests.
+pub(crate) async fn preload(site: &Site, source: &str) -> PathBuf {
+    let library = site.path(source).with_extension("so");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/agent")
+        .join(source);
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&library, &source])
+        .arg("-ldl")
+        .output();
+    let built = built.await.expect("cc is installed, as for Rust");
+    assert!(built.status.success(), "{built:?}");
+    library
 }
 
 /// Settings of a process that ships to `collector` quickly.
@@ -252,15 +268,8 @@ async fn sigterm_ends_within_five_seconds_and_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_ends_within_five_seconds_on_a_slow_disk() {
     let site = Site::new();
-    let [library, flag, waits] = ["slow_disk.so", "slow", "waits"].map(|name| site.path(name));
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/agent/slow_disk.c");
-    let built = Command::new("cc")
-        .args(["-shared", "-fPIC", "-o"])
-        .args([&library, &source])
-        .arg("-ldl")
-        .output();
-    let built = built.await.expect("cc is installed, as for Rust");
-    assert!(built.status.success(), "{built:?}");
+    let [flag, waits] = ["slow", "waits"].map(|name| site.path(name));
+    let library = preload(&site, "slow_disk.c").await;
     let environment = [
         ("LD_PRELOAD", library.as_path()),
         ("SLOW_DISK", flag.as_path()),
