@@ -7,7 +7,9 @@
 //! ```text
 //!   route        which collector, after what wait            (pure)
 //!   link         connection, Hello, Welcome
-//!   session      batches out, answers in                     flight: its bookkeeping (pure)
+//!   session      batches out                                 flight: its bookkeeping (pure)
+//!     answers      what comes back, and what follows
+//!     handover     to the next connection
 //!     reader       reads and compresses ahead of the network
 //!     wire         one batch on one stream
 //!     successor    the next connection, before the present one goes

@@ -1,0 +1,90 @@
+//! From one connection to the next within a session: make before break.
+
+use std::time::Duration;
+
+use metrics::counter;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{End, Retired, Session};
+use crate::metrics::HANDOVERS;
+use crate::shipper::error::SessionError;
+use crate::shipper::route::backoff;
+use crate::shipper::successor::{Succession, Successor};
+
+impl Session<'_> {
+    pub(super) fn successor(&self, delay: Duration) -> Successor {
+        Successor::of(self.shipper, &self.live, &self.link, delay)
+    }
+
+    pub(super) fn handover_delay(&self) -> Duration {
+        match self.handover_failures {
+            0 => Duration::ZERO,
+            failures => backoff(failures - 1, 1, &self.live.collector),
+        }
+    }
+
+    /// Goes over to the next connection, if there is one.
+    pub(super) fn succeed(&mut self, made: Succession) -> Result<Option<End>, SessionError> {
+        let Succession {
+            reason,
+            live,
+            outcome,
+        } = made;
+        let result = if outcome.is_ok() { "done" } else { "failed" };
+        counter!(HANDOVERS, "reason" => reason.as_str(), "result" => result).increment(1);
+        let welcomed = match outcome {
+            Ok(welcomed) => welcomed,
+            Err(error) if self.is_broken || matches!(error, SessionError::Watermark { .. }) => {
+                return Err(error);
+            }
+            Err(error) => {
+                let reason = reason.as_str();
+                warn!(%error, reason, "no other connection; the one in use stays");
+                self.handover_failures += 1;
+                return Ok(None);
+            }
+        };
+        self.handover_failures = 0;
+        info!(
+            reason = reason.as_str(),
+            collector = welcomed.link.collector,
+            "events go over another connection"
+        );
+        let fits = welcomed.stretch.epoch == self.stretch.epoch
+            && welcomed.limits == self.theirs
+            && live.collector == self.live.collector;
+        if !fits {
+            return Ok(Some(End::Replaced(Box::new(welcomed), live)));
+        }
+        self.live = live;
+        let old = std::mem::replace(&mut self.link, welcomed.link);
+        let was_broken = std::mem::replace(&mut self.is_broken, false);
+        if !was_broken {
+            let drain = Duration::from_millis(self.live.collector.handover_drain_ms);
+            self.retired = Some(Retired {
+                link: old,
+                until: Instant::now() + drain,
+            });
+        }
+        self.forget(welcomed.watermark);
+        self.shipper.show_collector(&self.live, Some(&self.link));
+        Ok(None)
+    }
+
+    /// Closes the connection before this one when nothing is awaited on it any more. What it did not
+    /// answer is then sent again on this one.
+    pub(super) fn let_retired_go(&mut self) {
+        let Some(retired) = &self.retired else {
+            return;
+        };
+        let connection = retired.link.connection.stable_id();
+        let is_awaited = self
+            .sendings
+            .values()
+            .any(|sending| sending.connection == connection);
+        if !is_awaited || Instant::now() >= retired.until {
+            self.retired = None;
+        }
+    }
+}
