@@ -276,6 +276,11 @@ pub struct CollectorConfig {
     /// While shipping to another collector, how often those before it are tried, in milliseconds.
     /// Default 30000. Lower returns sooner and asks a dead collector more often.
     pub preferred_probe_ms: u64,
+    /// With more than one collector: how long one may neither answer nor read while batches wait for
+    /// it, in milliseconds; then the next that can be had takes over. The one that was left is not gone
+    /// back to for `preferred_probe_ms`, each time twice as long, up to 32 times. Default 20000: four
+    /// times the collector's commit interval. Lower leaves a loaded collector too soon.
+    pub stall_timeout_ms: u64,
     /// Most events in a batch; the collector may lower it. Default 5000.
     pub batch_events_max: u32,
     /// Most bytes in a batch before compression; the collector may lower it. Default 4 MiB.
@@ -327,6 +332,7 @@ impl Default for CollectorConfig {
             addresses: vec!["127.0.0.1:7080".to_owned()],
             server_name: "localhost".to_owned(),
             preferred_probe_ms: 30_000,
+            stall_timeout_ms: 20_000,
             batch_events_max: 5000,
             batch_bytes_max: 4 * MIB,
             linger_ms: 200,
@@ -434,10 +440,12 @@ impl Config {
             "collector.batches_prepared_max",
             || "must lie between 1 and 64".to_owned(),
         )?;
+        let within_a_day = 1..=86_400_000;
         check(
-            collector.preferred_probe_ms > 0,
+            within_a_day.contains(&collector.preferred_probe_ms)
+                && within_a_day.contains(&collector.stall_timeout_ms),
             "collector.preferred_probe_ms",
-            || "must be above 0".to_owned(),
+            || "and `collector.stall_timeout_ms` must be above 0 and at most a day".to_owned(),
         )
     }
 

@@ -6,10 +6,11 @@
 //!
 //! ```text
 //!   route        which collector, after what wait            (pure)
+//!   pauses       collectors that hung rest
 //!   link         connection, Hello, Welcome
 //!   session      batches out                                 flight: its bookkeeping (pure)
 //!     answers      what comes back, and what follows
-//!     handover     to the next connection
+//!     handover     to the next connection                    silence: no sign of life (pure)
 //!     reader       reads and compresses ahead of the network
 //!     wire         one batch on one stream
 //!     successor    the next connection, before the present one goes
@@ -20,9 +21,11 @@ mod credentials;
 mod error;
 mod flight;
 mod link;
+mod pauses;
 mod reader;
 mod route;
 mod session;
+mod silence;
 mod successor;
 mod wire;
 
@@ -46,6 +49,7 @@ pub(crate) use credentials::Credentials;
 
 use error::SessionError;
 use link::{Link, Welcomed};
+use pauses::Pauses;
 use session::{End, Session};
 
 /// A session that lived this long was sound: the next back-off starts small again.
@@ -58,6 +62,7 @@ pub(crate) struct Shipper {
     agent_id: AgentId,
     settings: Settings,
     watched: watch::Receiver<Arc<Credentials>>,
+    pauses: Arc<Pauses>,
     status: Arc<Status>,
 }
 
@@ -89,6 +94,7 @@ pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
         agent_id,
         settings,
         watched,
+        pauses: Arc::default(),
         status,
     };
     tokio::select! {

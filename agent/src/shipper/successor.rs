@@ -2,10 +2,9 @@
 //!
 //! Make before break: the connection in use ships on while the next one is opened and welcomed. If
 //! that fails, nothing has happened. Why a connection is replaced: its certificate files were, it is
-//! old, a collector that is preferred may be back, or the settings changed.
+//! old, its collector hangs, one that is preferred may be back, or the settings changed.
 
 use std::future::Future;
-use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +18,7 @@ use super::Shipper;
 use super::credentials::Credentials;
 use super::error::SessionError;
 use super::link::{Link, Welcomed};
+use super::pauses::Pauses;
 use crate::buffer::Buffer;
 use crate::reload::{Live, Settings};
 
@@ -29,6 +29,7 @@ pub(super) enum Reason {
     Age,
     Preferred,
     Settings,
+    Stalled,
 }
 
 impl Reason {
@@ -39,18 +40,25 @@ impl Reason {
             Self::Age => "age",
             Self::Preferred => "preferred",
             Self::Settings => "settings",
+            Self::Stalled => "stalled",
         }
     }
 
     /// Returns which collectors to try, in this order, when events go to number `current` of `count`.
-    fn candidates(self, current: usize, count: usize) -> RangeInclusive<usize> {
+    fn candidates(self, current: usize, count: usize) -> Vec<usize> {
         match self {
-            // Whoever comes before the present one; there is at least the first.
-            Self::Preferred => 0..=current.saturating_sub(1),
+            // Whoever comes before the present one.
+            Self::Preferred => (0..current).collect(),
             // The list may be another one: from its beginning.
-            Self::Settings => 0..=count - 1,
-            Self::Certificates | Self::Age => current..=current,
+            Self::Settings => (0..count).collect(),
+            Self::Stalled => (current + 1..count).chain(0..current).collect(),
+            Self::Certificates | Self::Age => vec![current],
         }
+    }
+
+    /// Says whether a collector that was left lately is passed over.
+    fn heeds_pauses(self) -> bool {
+        matches!(self, Self::Preferred | Self::Stalled)
     }
 }
 
@@ -66,17 +74,26 @@ pub(super) struct Succession {
 pub(super) struct Successor {
     future: Pin<Box<dyn Future<Output = Succession> + Send>>,
     greeting: Arc<AtomicBool>,
+    is_stalled: bool,
 }
 
 impl Successor {
-    /// Prepares to replace `link`, but not within the next `delay`.
-    pub(super) fn of(shipper: &Shipper, live: &Arc<Live>, link: &Link, delay: Duration) -> Self {
+    /// Prepares to replace `link`, but not within the next `delay`; then at once by another collector
+    /// if the present one `is_stalled`, else when there is a reason.
+    pub(super) fn of(
+        shipper: &Shipper,
+        live: &Arc<Live>,
+        link: &Link,
+        delay: Duration,
+        is_stalled: bool,
+    ) -> Self {
         let greeting = Arc::new(AtomicBool::new(false));
         let search = Search {
             buffer: shipper.buffer.clone(),
             agent_id: shipper.agent_id.clone(),
             settings: shipper.settings.clone(),
             credentials: shipper.watched.clone(),
+            pauses: shipper.pauses.clone(),
             greeting: greeting.clone(),
             held: live.clone(),
             used: link.credentials.clone(),
@@ -85,9 +102,13 @@ impl Successor {
         };
         let future = Box::pin(async move {
             tokio::time::sleep(delay).await;
-            search.run().await
+            search.run(is_stalled).await
         });
-        Self { future, greeting }
+        Self {
+            future,
+            greeting,
+            is_stalled,
+        }
     }
 
     /// Resolves when there is a next connection, or none could be made although one was due.
@@ -100,6 +121,11 @@ impl Successor {
     pub(super) fn is_greeting(&self) -> bool {
         self.greeting.load(Ordering::Relaxed)
     }
+
+    /// Says whether it was prepared for a collector that is stalled.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.is_stalled
+    }
 }
 
 struct Search {
@@ -107,6 +133,7 @@ struct Search {
     agent_id: AgentId,
     settings: Settings,
     credentials: watch::Receiver<Arc<Credentials>>,
+    pauses: Arc<Pauses>,
     greeting: Arc<AtomicBool>,
     held: Arc<Live>,
     used: Arc<Credentials>,
@@ -115,14 +142,20 @@ struct Search {
 }
 
 impl Search {
-    async fn run(mut self) -> Succession {
-        let reason = self.due().await;
+    async fn run(mut self, is_stalled: bool) -> Succession {
+        let reason = match is_stalled {
+            true => Reason::Stalled,
+            false => self.due().await,
+        };
         let live = self.settings.now();
         let config = &live.collector;
         let bound = Duration::from_millis(config.connect_timeout_ms);
         let last = config.addresses.len() - 1;
         let mut outcome = Err(SessionError::ConnectTimeout(bound));
         for index in reason.candidates(self.index.min(last), config.addresses.len()) {
+            if reason.heeds_pauses() && self.is_paused(&config.addresses[index]) {
+                continue;
+            }
             let credentials = self.credentials.borrow().clone();
             let attempt = self.attempt(&live, credentials, index);
             outcome = timeout(bound, attempt)
@@ -144,6 +177,10 @@ impl Search {
         let probe = self.held.collector.preferred_probe_ms;
         // A collector that comes back must not meet all its agents in the same moment.
         let probe = Duration::from_millis(rand::random_range(probe / 2..=probe));
+        let now = Instant::now();
+        let preferred = &self.held.collector.addresses[..self.index];
+        let ends = preferred.iter().map(|it| self.pauses.end_of(it, now));
+        let returns_at = ends.min().map_or(now, |end| end.max(now + probe));
         let used = self.used.clone();
         let newer = |now: &Arc<Credentials>| !Arc::ptr_eq(now, &used);
         tokio::select! {
@@ -151,8 +188,13 @@ impl Search {
             () = self.settings.until_shipping_differs(&self.held) => Reason::Settings,
             Ok(_) = self.credentials.wait_for(newer) => Reason::Certificates,
             () = sleep_until(self.old_at) => Reason::Age,
-            () = tokio::time::sleep(probe), if self.index > 0 => Reason::Preferred,
+            () = sleep_until(returns_at), if self.index > 0 => Reason::Preferred,
         }
+    }
+
+    fn is_paused(&self, collector: &str) -> bool {
+        let now = Instant::now();
+        self.pauses.end_of(collector, now) > now
     }
 
     async fn attempt(
@@ -173,10 +215,12 @@ mod tests {
 
     #[test]
     fn candidates_stand_in_the_order_of_preference() {
-        let list = |reason: Reason, current| reason.candidates(current, 3).collect::<Vec<_>>();
+        let list = |reason: Reason, current| reason.candidates(current, 3);
         assert_eq!(list(Reason::Preferred, 1), [0]);
         assert_eq!(list(Reason::Preferred, 2), [0, 1]);
         assert_eq!(list(Reason::Settings, 1), [0, 1, 2]);
+        assert_eq!(list(Reason::Stalled, 0), [1, 2]);
+        assert_eq!(list(Reason::Stalled, 1), [2, 0]);
         for reason in [Reason::Certificates, Reason::Age] {
             assert_eq!(list(reason, 2), [2]);
         }

@@ -9,14 +9,20 @@ use std::time::Duration;
 use headwater_protocol::batch::Slot;
 use headwater_protocol::frame;
 use headwater_protocol::{
-    ALPN, BatchHeader, BatchReply, Hello, HelloReply, Limits, Record, RefusalCause, Welcome, batch,
+    ALPN, BatchHeader, BatchReply, Hello, HelloReply, Record, RefusalCause, Welcome, batch,
 };
 use headwater_service::tls;
 use parking_lot::Mutex;
 use quinn::{Endpoint, RecvStream, SendStream};
 use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Site, until};
+
+pub(crate) use manner::Manner;
+
+#[path = "manner.rs"]
+mod manner;
 
 /// What outlives a collector: the tables.
 #[derive(Default)]
@@ -64,55 +70,20 @@ impl Tables {
     }
 }
 
-/// How batches are answered.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Manner {
-    /// At once.
-    Prompt,
-    /// At once, with the limits of a real collector; of what is committed only the watermarks are kept.
-    Counting,
-    /// Each batch is first asked for again, once.
-    RetryFirst,
-    /// The first batch of the collector's life is refused.
-    RefuseFirst,
-    /// Batches with a record that holds the word `poison` are refused.
-    Poison,
-    /// Everything is refused, because of its events.
-    RefuseAll,
-    /// The third batch is committed but never answered.
-    MuteThird,
-    /// The third batch is swallowed at its first coming; the first is answered only after that.
-    SwallowThird,
-    /// Answers leave in groups of this many, last batch first.
-    Reversed(usize),
-    /// Never.
-    Silent,
-}
-
-impl Manner {
-    fn limits(self) -> Limits {
-        let (batch_events_max, batches_in_flight_max) = match self {
-            Self::Counting => (10_000, 64),
-            _ => (100, 8),
-        };
-        Limits {
-            batch_bytes_max: 4 << 20,
-            batch_events_max,
-            batches_in_flight_max,
-        }
-    }
-}
-
 pub(crate) struct Collector {
     pub(crate) address: SocketAddr,
     endpoint: Endpoint,
+    manner: Manner,
+    stop: CancellationToken,
 }
 
 struct Shared {
+    stop: CancellationToken,
     tables: Arc<Mutex<Tables>>,
     manner: Manner,
     seen: Mutex<BTreeMap<(u64, u64), usize>>,
     held: Mutex<Vec<oneshot::Sender<()>>>,
+    slowly: tokio::sync::Mutex<()>,
     swallowed: Notify,
     /// As the real one, a collector keeps the newest session of an agent.
     session: Mutex<Option<quinn::Connection>>,
@@ -130,7 +101,7 @@ impl Collector {
         tables: &Arc<Mutex<Tables>>,
         manner: Manner,
     ) -> Self {
-        let config = server_config(site);
+        let config = server_config(site, manner);
         let mut endpoint = None;
         until("the port is free", || {
             endpoint = Endpoint::server(config.clone(), address).ok();
@@ -138,11 +109,14 @@ impl Collector {
         })
         .await;
         let endpoint = endpoint.unwrap();
+        let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
+            stop: stop.clone(),
             tables: tables.clone(),
             manner,
             seen: Mutex::default(),
             held: Mutex::default(),
+            slowly: tokio::sync::Mutex::default(),
             swallowed: Notify::new(),
             session: Mutex::default(),
             address: endpoint.local_addr().unwrap(),
@@ -161,15 +135,19 @@ impl Collector {
         Self {
             address: endpoint.local_addr().unwrap(),
             endpoint,
+            manner,
+            stop,
         }
     }
 
     /// Takes up the certificate files as they are now, for the connections to come.
     pub(crate) fn reload(&self, site: &Site) {
-        self.endpoint.set_server_config(Some(server_config(site)));
+        self.endpoint
+            .set_server_config(Some(server_config(site, self.manner)));
     }
 
     pub(crate) async fn stop(self) {
+        self.stop.cancel();
         self.endpoint.close(1_u32.into(), b"away");
         // Not for long: an agent that gave up while connecting never says so.
         let closing = tokio::time::timeout(Duration::from_millis(200), self.endpoint.wait_idle());
@@ -177,10 +155,12 @@ impl Collector {
     }
 }
 
-fn server_config(site: &Site) -> quinn::ServerConfig {
+fn server_config(site: &Site, manner: Manner) -> quinn::ServerConfig {
     let server = tls::mutual_server(&site.tls("collector"), ALPN).unwrap();
     let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(server).unwrap();
-    quinn::ServerConfig::with_crypto(Arc::new(crypto))
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(Arc::new(manner.transport()));
+    config
 }
 
 fn serial(connection: &quinn::Connection) -> String {
@@ -228,11 +208,17 @@ async fn batch_stream(shared: Arc<Shared>, mut send: SendStream, mut receive: Re
         return;
     };
     shared.tables.lock().arrivals.push(header.first_sequence);
-    let Ok(body) = receive.read_to_end(8 << 20).await else {
+    let Some(body) = shared.manner.read(&mut receive).await else {
         return;
     };
     let records = batch::decompress(&header, &body).unwrap();
-    let reply = shared.answer(&header, &records).await;
+    let Some(reply) = shared
+        .stop
+        .run_until_cancelled(shared.answer(&header, &records))
+        .await
+    else {
+        return;
+    };
     // The agent may be dead by now.
     if send.write_all(&frame::encode(&reply)).await.is_ok() {
         send.finish().unwrap();
@@ -274,6 +260,10 @@ impl Shared {
             }
             Manner::SwallowThird if sightings.1 == 1 => self.swallowed.notified().await,
             _ => {}
+        }
+        if let Manner::Slow(pause) = self.manner {
+            let _turn = self.slowly.lock().await;
+            tokio::time::sleep(pause).await;
         }
         self.commit(header, records).await;
         if matches!(self.manner, Manner::MuteThird) && sightings.1 == 3 {

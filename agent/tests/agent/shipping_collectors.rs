@@ -1,10 +1,12 @@
-//! Several collectors over the same tables: fail-over, and the return to the preferred one.
+//! Several collectors over the same tables: fail-over, the return to the preferred one, and some that
+//! hang while their connection lives.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use headwater_agent::Config;
 use parking_lot::Mutex;
 
 use crate::collector::{Collector, Manner, Tables};
@@ -111,4 +113,113 @@ async fn dead_and_unresolvable_collectors_are_passed_over() {
     agent.stop().await;
     assert_eq!(tables.lock().message_ids().len(), 30);
     assert_eq!(tables.lock().visits.len(), 1);
+}
+
+/// With the default wait for an answer, which is longer than any test waits.
+fn stalling(site: &Site, first: &Collector, second: &Collector, stall_timeout_ms: u64) -> Config {
+    let mut config = site.config(first.address);
+    config.collector.addresses.push(second.address.to_string());
+    config.collector.stall_timeout_ms = stall_timeout_ms;
+    // A connection has time to come about on a busy machine.
+    config.collector.connect_timeout_ms = 10_000;
+    config
+}
+
+fn visited(tables: &Mutex<Tables>) -> Vec<SocketAddr> {
+    tables.lock().visits.iter().map(|visit| visit.0).collect()
+}
+
+#[tokio::test]
+async fn hung_collector_is_left_and_taken_up_again_when_it_is_mended() {
+    let site = Site::new();
+    let tables: Arc<Mutex<Tables>> = Arc::default();
+    let hung = Collector::start(&site, &tables, Manner::Silent).await;
+    let other = Collector::start(&site, &tables, Manner::Prompt).await;
+    let first = hung.address;
+    let mut config = stalling(&site, &hung, &other, 200);
+    config.collector.preferred_probe_ms = 1000;
+    let agent = Agent::start(config).await;
+    // More than may be in flight, so that batches wait in every state.
+    post_events(agent.address, "e", 1500, 10).await;
+    agent.until_drained().await;
+    hung.stop().await;
+    let before = visited(&tables).len();
+    let mended = Collector::start_at(&site, first, &tables, Manner::Prompt).await;
+    until("the preferred collector is taken up again", || {
+        visited(&tables)[before..].contains(&first)
+    })
+    .await;
+    post_events(agent.address, "back", 50, 10).await;
+    agent.until_drained().await;
+    agent.stop().await;
+    mended.stop().await;
+    assert_eq!(tables.lock().message_ids().len(), 1550, "each event once");
+    assert_eq!(tables.lock().epochs().len(), 1);
+}
+
+#[tokio::test]
+async fn hung_collector_stays_when_no_other_is_to_be_had() {
+    let site = Site::new();
+    let tables: Arc<Mutex<Tables>> = Arc::default();
+    let slow = Collector::start(&site, &tables, Manner::Slow(Duration::from_secs(2))).await;
+    let away = Collector::start(&site, &tables, Manner::Prompt).await;
+    let mut config = stalling(&site, &slow, &away, 200);
+    // Several attempts fail before the slow one answers.
+    config.collector.connect_timeout_ms = 500;
+    away.stop().await;
+    let agent = Agent::start(config).await;
+    post_events(agent.address, "e", 10, 10).await;
+    agent.until_drained().await;
+    agent.stop().await;
+    assert_eq!(visited(&tables), [slow.address]);
+}
+
+#[tokio::test]
+async fn agent_does_not_hop_between_slow_collectors() {
+    let site = Site::new();
+    let tables: Arc<Mutex<Tables>> = Arc::default();
+    let hung = Collector::start(&site, &tables, Manner::Silent).await;
+    let slow = Collector::start(&site, &tables, Manner::Slow(Duration::from_millis(500))).await;
+    let mut config = stalling(&site, &hung, &slow, 100);
+    config.collector.batch_events_max = 10;
+    let agent = Agent::start(config).await;
+    post_events(agent.address, "e", 80, 10).await;
+    agent.until_drained().await;
+    agent.stop().await;
+    // Each batch took five times as long as a stall.
+    assert_eq!(visited(&tables), [hung.address, slow.address]);
+    assert_eq!(tables.lock().message_ids().len(), 80);
+}
+
+const PAUSE: Duration = Duration::from_millis(200);
+const STALL_MS: u64 = 3000;
+
+/// Ships `count` events to a collector of this manner, which must take longer than a stall.
+async fn stays_with(manner: Manner, count: usize, padding: usize) {
+    let site = Site::new();
+    let tables: Arc<Mutex<Tables>> = Arc::default();
+    let slow = Collector::start(&site, &tables, manner).await;
+    let other = Collector::start(&site, &tables, Manner::Prompt).await;
+    let mut config = stalling(&site, &slow, &other, STALL_MS);
+    config.collector.batch_events_max = 10;
+    config.collector.linger_ms = 500;
+    let agent = Agent::start(config).await;
+    let started = std::time::Instant::now();
+    post_events(agent.address, "e", count, padding).await;
+    agent.until_drained().await;
+    agent.stop().await;
+    let took = started.elapsed();
+    assert!(took > Duration::from_millis(STALL_MS), "{took:?}");
+    assert_eq!(visited(&tables), [slow.address]);
+}
+
+#[tokio::test]
+async fn collector_that_answers_slowly_is_not_left() {
+    stays_with(Manner::Slow(PAUSE), 200, 10).await;
+}
+
+#[tokio::test]
+async fn collector_that_reads_slowly_is_not_left() {
+    // One batch, 1.8 MB when compressed.
+    stays_with(Manner::SlowReader(PAUSE), 10, 260_000).await;
 }

@@ -44,6 +44,7 @@ impl Session<'_> {
         match delivery {
             Delivery::Answered(reply) => {
                 self.answered_at = now;
+                self.silence.end(now);
                 self.flight.answered(first);
                 self.take(first, last, reply, sending.started).await
             }

@@ -35,6 +35,7 @@ use super::error::SessionError;
 use super::flight::{Again, Attempt, Flight};
 use super::link::{self, Link, Welcomed};
 use super::reader::{Ahead, Fresh, Reader};
+use super::silence::Silence;
 use super::wire::{Delivery, Packed, blocking, deliver, pack, pack_substitute};
 use crate::buffer::{Buffer, Limits, Stretch};
 use crate::metrics::BATCHES_IN_FLIGHT;
@@ -90,6 +91,7 @@ pub(super) struct Session<'a> {
     acked: Arc<Notify>,
     /// When anything was answered last.
     answered_at: Instant,
+    silence: Silence,
     handover_failures: u32,
 }
 
@@ -143,6 +145,7 @@ impl<'a> Session<'a> {
             reader: tokio::spawn(reader.run(out)),
             acked,
             answered_at: Instant::now(),
+            silence: handover::silence(&live),
             handover_failures: 0,
             live,
         }
@@ -160,14 +163,19 @@ impl<'a> Session<'a> {
     /// Ships until the session fails, is replaced, or `stop`; then waits for answers at most
     /// `collector.stop_drain_ms`.
     pub(super) async fn run(&mut self, stop: &CancellationToken) -> Result<End, SessionError> {
-        let mut successor = self.successor(Duration::ZERO);
+        let mut successor = self.successor(Duration::ZERO, false);
         loop {
             self.send_again();
             self.let_retired_go();
             self.show();
+            let is_stalled = self.is_stalled();
+            if is_stalled != successor.is_stalled() && !successor.is_greeting() {
+                successor = self.successor(self.handover_delay(), is_stalled);
+            }
             let now = Instant::now();
             let wakes_at = self.flight.wakes_at(now);
             let retired_until = self.retired.as_ref().map(|retired| retired.until);
+            let looks_at = self.looks_at();
             let wants_slot = !self.is_broken && self.flight.due(now).is_some();
             let (connection, repeats) = (self.link.connection.clone(), self.repeats.clone());
             tokio::select! {
@@ -183,7 +191,7 @@ impl<'a> Session<'a> {
                 }
                 made = successor.made() => match self.succeed(made)? {
                     Some(end) => return Ok(end),
-                    None => successor = self.successor(self.handover_delay()),
+                    None => successor = self.successor(self.handover_delay(), false),
                 },
                 Some(ahead) = self.ahead.recv(), if !self.is_broken => match ahead {
                     Ahead::Fresh(fresh) => self.send(fresh),
@@ -193,6 +201,7 @@ impl<'a> Session<'a> {
                 _ = repeats.acquire(), if wants_slot => {}
                 () = at(wakes_at) => {}
                 () = at(retired_until) => {}
+                () = at(looks_at) => self.look(),
             }
         }
     }
@@ -244,6 +253,9 @@ impl<'a> Session<'a> {
         attempt: Attempt,
         sending: impl Future<Output = Delivery> + Send + 'static,
     ) {
+        if self.sendings.is_empty() {
+            self.silence.end(Instant::now());
+        }
         let task = self.tasks.spawn(async move { (attempt, sending.await) });
         let sending = Sending {
             task,

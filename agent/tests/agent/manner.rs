@@ -1,0 +1,70 @@
+//! How the tests' collector behaves.
+
+use std::time::Duration;
+
+use headwater_protocol::Limits;
+use quinn::{RecvStream, TransportConfig, VarInt};
+
+/// How batches are answered.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Manner {
+    /// At once.
+    Prompt,
+    /// At once, with the limits of a real collector; of what is committed only the watermarks are kept.
+    Counting,
+    /// Each batch is first asked for again, once.
+    RetryFirst,
+    /// The first batch of the collector's life is refused.
+    RefuseFirst,
+    /// Batches with a record that holds the word `poison` are refused.
+    Poison,
+    /// Everything is refused, because of its events.
+    RefuseAll,
+    /// The third batch is committed but never answered.
+    MuteThird,
+    /// The third batch is swallowed at its first coming; the first is answered only after that.
+    SwallowThird,
+    /// Answers leave in groups of this many, last batch first.
+    Reversed(usize),
+    /// Never.
+    Silent,
+    /// One batch after the other, with this time for each.
+    Slow(Duration),
+    /// At once, when the body is read: at most 64 KiB, and then this time passes.
+    SlowReader(Duration),
+}
+
+impl Manner {
+    pub(crate) fn limits(self) -> Limits {
+        let (batch_events_max, batches_in_flight_max) = match self {
+            Self::Counting => (10_000, 64),
+            _ => (100, 8),
+        };
+        Limits {
+            batch_bytes_max: 4 << 20,
+            batch_events_max,
+            batches_in_flight_max,
+        }
+    }
+
+    /// A slow reader takes in little unread, so that it shows when it reads.
+    pub(crate) fn transport(self) -> TransportConfig {
+        let mut transport = TransportConfig::default();
+        if let Self::SlowReader(_) = self {
+            transport.stream_receive_window(VarInt::from_u32(256 << 10));
+        }
+        transport
+    }
+
+    /// Reads to the end of the stream; `None` when it breaks off.
+    pub(crate) async fn read(self, receive: &mut RecvStream) -> Option<Vec<u8>> {
+        let (mut body, mut part) = (Vec::new(), vec![0; 64 << 10]);
+        while let Some(length) = receive.read(&mut part).await.ok()? {
+            body.extend_from_slice(&part[..length]);
+            if let Manner::SlowReader(pause) = self {
+                tokio::time::sleep(pause).await;
+            }
+        }
+        Some(body)
+    }
+}
