@@ -47,9 +47,14 @@ impl Manner {
         }
     }
 
-    /// A slow reader takes in little unread, so that it shows when it reads.
+    /// A slow reader takes in little unread, so that it shows when it reads. A connection that was given
+    /// up in its first packet goes only when it has been idle, and the port with it.
     pub(crate) fn transport(self) -> TransportConfig {
         let mut transport = TransportConfig::default();
+        let idle = Duration::from_secs(5).try_into().unwrap();
+        transport
+            .max_idle_timeout(Some(idle))
+            .keep_alive_interval(Some(Duration::from_secs(1)));
         if let Self::SlowReader(_) = self {
             transport.stream_receive_window(VarInt::from_u32(256 << 10));
         }
