@@ -69,6 +69,7 @@ async fn session_survives_changes_of_the_address() {
     let agent = Agent::start(site.config(nat.address)).await;
     let stop = Arc::default();
     let posting = keep_posting(&agent, &stop);
+    until("the session is open", || !tables.lock().events.is_empty()).await;
     for change in 1..=5 {
         nat.moves.send_replace(change);
         until("answers come to the new address", || {
