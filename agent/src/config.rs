@@ -267,8 +267,8 @@ impl Default for SuppressionConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CollectorConfig {
-    /// `host:port` (UDP) of each collector, the preferred one first; resolved at each connect. The
-    /// next one is tried when one fails. Default `["127.0.0.1:7080"]`; at most 16. All must write to
+    /// `host:port` (UDP) of each collector, the preferred one first; resolved at each connect, and
+    /// all addresses of a name are tried. The next collector is tried when one fails. Default `["127.0.0.1:7080"]`; at most 16. All must write to
     /// the same tables: their watermarks decide what is sent again.
     pub addresses: Vec<String>,
     /// Name that the certificate of each collector must carry. Default `localhost`.

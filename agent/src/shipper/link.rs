@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::select_ok;
 use headwater_protocol::frame;
 use headwater_protocol::{AgentId, Hello, HelloReply, Limits as WireLimits, PROTOCOL_VERSION};
 use metrics::counter;
@@ -23,6 +24,9 @@ use crate::metrics::SESSIONS;
 
 /// How long the last packet of a closed connection may take to leave.
 const CLOSE_WAIT: Duration = Duration::from_millis(200);
+
+/// Time between attempts at the addresses of one name (RFC 8305, section 8).
+const HEAD_START: Duration = Duration::from_millis(250);
 
 /// A connection to the collector at `index` of the list. Dropping it closes it.
 #[derive(Debug)]
@@ -54,27 +58,14 @@ impl Link {
         credentials: Arc<Credentials>,
         index: usize,
     ) -> Result<Self, SessionError> {
-        let setup = |error: String| SessionError::Setup(error);
         let collector = config.addresses[index].clone();
+        let resolve = |error| SessionError::Resolve(collector.clone(), error);
         let resolved = tokio::net::lookup_host(&collector).await;
-        let address = resolved
-            .and_then(|mut found| {
-                found
-                    .next()
-                    .ok_or_else(|| std::io::ErrorKind::NotFound.into())
-            })
-            .map_err(|error| SessionError::Resolve(collector.clone(), error))?;
-        let local = match address {
-            SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-            SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-        };
-        let endpoint = Endpoint::client(local).map_err(|error| setup(error.to_string()))?;
-        let mut client = quinn::ClientConfig::new(credentials.client.clone());
-        client.transport_config(Arc::new(transport(config)?));
-        let connection = endpoint
-            .connect_with(client, address, &config.server_name)
-            .map_err(|error| setup(error.to_string()))?
-            .await?;
+        let addresses: Vec<SocketAddr> = resolved.map_err(resolve)?.collect();
+        if addresses.is_empty() {
+            return Err(resolve(std::io::ErrorKind::NotFound.into()));
+        }
+        let (endpoint, connection) = dial_any(config, &credentials, &addresses).await?;
         Ok(Self {
             endpoint,
             connection,
@@ -90,6 +81,44 @@ impl Link {
     pub(super) fn endpoint(&self) -> Endpoint {
         self.endpoint.clone()
     }
+}
+
+/// Connects to whichever of the addresses answers first. Each has a head start on the next, so that
+/// the resolver's order counts.
+async fn dial_any(
+    config: &CollectorConfig,
+    credentials: &Credentials,
+    addresses: &[SocketAddr],
+) -> Result<(Endpoint, Connection), SessionError> {
+    let mut client = quinn::ClientConfig::new(credentials.client.clone());
+    client.transport_config(Arc::new(transport(config)?));
+    let attempts = (0..).zip(addresses).map(|(place, &address)| {
+        let client = client.clone();
+        Box::pin(async move {
+            tokio::time::sleep(HEAD_START * place).await;
+            dial(client, address, &config.server_name).await
+        })
+    });
+    let (connected, _given_up) = select_ok(attempts).await?;
+    Ok(connected)
+}
+
+async fn dial(
+    client: quinn::ClientConfig,
+    address: SocketAddr,
+    server_name: &str,
+) -> Result<(Endpoint, Connection), SessionError> {
+    let local = match address {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    };
+    let setup = |error: String| SessionError::Setup(error);
+    let endpoint = Endpoint::client(local).map_err(|error| setup(error.to_string()))?;
+    let connection = endpoint
+        .connect_with(client, address, server_name)
+        .map_err(|error| setup(error.to_string()))?
+        .await?;
+    Ok((endpoint, connection))
 }
 
 /// Waits a moment for the last packets of closed connections to leave: a dead collector never answers.
@@ -214,12 +243,44 @@ mod tests {
         files
     }
 
-    /// Sends 4 MiB and returns packets and system calls for them.
-    async fn packets_and_calls(files: &TlsFiles, segmentation_offload: bool) -> (u64, u64) {
+    fn server(files: &TlsFiles, listen: &str) -> std::io::Result<Endpoint> {
         let server = tls::mutual_server(files, headwater_protocol::ALPN).unwrap();
         let crypto = QuicServerConfig::try_from(server).unwrap();
         let server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-        let server = Endpoint::server(server, "127.0.0.1:0".parse().unwrap()).unwrap();
+        Endpoint::server(server, listen.parse().unwrap())
+    }
+
+    #[tokio::test]
+    async fn all_addresses_of_a_name_are_tried() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = files(directory.path());
+        let credentials = Credentials::read(&files).unwrap();
+        let config = CollectorConfig::default();
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let silent = silent.local_addr().unwrap();
+        for listen in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(server) = server(&files, listen) else {
+                println!("this machine has no address for {listen}");
+                continue;
+            };
+            let alive = server.local_addr().unwrap();
+            let accepting = tokio::spawn(async move {
+                while let Some(incoming) = server.accept().await {
+                    incoming.await.unwrap();
+                }
+            });
+            for addresses in [[silent, alive], [alive, silent]] {
+                let dialled = dial_any(&config, &credentials, &addresses).await;
+                let (_, connection) = dialled.unwrap();
+                assert_eq!(connection.remote_address(), alive);
+            }
+            accepting.abort();
+        }
+    }
+
+    /// Sends 4 MiB and returns packets and system calls for them.
+    async fn packets_and_calls(files: &TlsFiles, segmentation_offload: bool) -> (u64, u64) {
+        let server = server(files, "127.0.0.1:0").unwrap();
         let config = CollectorConfig {
             addresses: vec![server.local_addr().unwrap().to_string()],
             segmentation_offload,
