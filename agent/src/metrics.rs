@@ -1,10 +1,18 @@
 //! Names of the agent's metrics, with what they mean. Each stage shows what came in, went out, was
 //! refused, and how old the oldest event is.
 
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 
 /// Requests answered, label `code`: the HTTP status.
 pub const REQUESTS: &str = "agent_requests_total";
+/// Open connections on the port and the socket; bounded by `http.connections_max`.
+pub const CONNECTIONS: &str = "agent_connections_open";
+/// Memory that bodies in progress take; bounded by `http.memory_bytes_max`.
+pub const BODY_BYTES: &str = "agent_body_memory_bytes";
+/// Requests that wait for the disk; bounded by `buffer.queue_requests_max`.
+pub const QUEUE_REQUESTS: &str = "agent_queue_requests";
+/// Event bytes that wait for the disk; bounded by `buffer.queue_bytes_max`.
+pub const QUEUE_BYTES: &str = "agent_queue_bytes";
 /// Events answered with 200, label `verdict`: `accepted`, `rejected` (stored for quarantine),
 /// `duplicate` (durable already, not stored again) or `suppressed` (refused before the disk).
 pub const EVENTS_RECEIVED: &str = "agent_events_received_total";
@@ -14,7 +22,7 @@ pub const APPENDED_BYTES: &str = "agent_appended_bytes_total";
 pub const COMMITS: &str = "agent_commits_total";
 /// Time of a group commit from the first write to the return of fdatasync.
 pub const COMMIT_SECONDS: &str = "agent_commit_duration_seconds";
-/// Appends that the buffer refused, label `reason`: `full`, `disk`, `store`, `overload`.
+/// Appends that the buffer refused, label `reason`: `full`, `disk`, `store`, `overload`, `stopped`.
 pub const APPENDS_REFUSED: &str = "agent_appends_refused_total";
 /// Recent events that the window knows by their fingerprint.
 pub const WINDOW_IDS: &str = "agent_window_ids";
@@ -31,6 +39,10 @@ pub const SUPPRESSION_FAILURES: &str = "agent_suppression_failures_total";
 pub const BUFFERED_EVENTS: &str = "agent_buffered_events";
 /// Disk that the buffer directory takes, quarantine and reserve included.
 pub const BUFFER_DISK_BYTES: &str = "agent_buffer_disk_bytes";
+/// Disk that `refused/` takes, a part of the above; bounded by `buffer.refused_bytes_max`.
+pub const REFUSED_DISK_BYTES: &str = "agent_refused_disk_bytes";
+/// Free bytes of the buffer's file system; below `buffer.disk_free_bytes_min` events are refused.
+pub const DISK_FREE_BYTES: &str = "agent_disk_free_bytes";
 /// Generations on disk.
 pub const GENERATIONS: &str = "agent_buffer_generations";
 /// Generations that could not be opened and were moved to `quarantine/`.
@@ -62,6 +74,9 @@ pub const BATCHES_SENT: &str = "agent_batches_sent_total";
 pub const BATCH_BYTES_SENT: &str = "agent_batch_sent_bytes_total";
 /// Events sent, repeats included.
 pub const EVENTS_SENT: &str = "agent_events_sent_total";
+/// New batches in memory, being read, compressed or written to the network; bounded by
+/// `collector.batches_prepared_max`.
+pub const BATCHES_PREPARED: &str = "agent_batches_prepared";
 /// Batches sent and not acknowledged yet.
 pub const BATCHES_IN_FLIGHT: &str = "agent_batches_in_flight";
 /// Events that the collector refused alone; kept in `refused/`, each is an alarm.
@@ -83,6 +98,26 @@ pub const ALL: &[(&str, Kind, &str)] = &[
         "Requests answered, by HTTP status `code`",
     ),
     (
+        CONNECTIONS,
+        Kind::Gauge,
+        "Open connections on the port and the socket",
+    ),
+    (
+        BODY_BYTES,
+        Kind::Gauge,
+        "Memory that bodies in progress take",
+    ),
+    (
+        QUEUE_REQUESTS,
+        Kind::Gauge,
+        "Requests that wait for the disk",
+    ),
+    (
+        QUEUE_BYTES,
+        Kind::Gauge,
+        "Event bytes that wait for the disk",
+    ),
+    (
         EVENTS_RECEIVED,
         Kind::Counter,
         "Events answered with 200, by `verdict`: accepted, rejected, duplicate, suppressed",
@@ -101,7 +136,7 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (
         APPENDS_REFUSED,
         Kind::Counter,
-        "Appends refused, by `reason`: full, disk, store, overload",
+        "Appends refused, by `reason`: full, disk, store, overload, stopped",
     ),
     (
         WINDOW_IDS,
@@ -137,6 +172,16 @@ pub const ALL: &[(&str, Kind, &str)] = &[
         BUFFER_DISK_BYTES,
         Kind::Gauge,
         "Disk that the buffer directory takes",
+    ),
+    (
+        REFUSED_DISK_BYTES,
+        Kind::Gauge,
+        "Disk that refused/ takes, a part of the buffer directory",
+    ),
+    (
+        DISK_FREE_BYTES,
+        Kind::Gauge,
+        "Free bytes of the buffer's file system",
     ),
     (GENERATIONS, Kind::Gauge, "Generations on disk"),
     (
@@ -181,6 +226,11 @@ pub const ALL: &[(&str, Kind, &str)] = &[
         "Compressed bytes of batches sent, repeats included",
     ),
     (EVENTS_SENT, Kind::Counter, "Events sent, repeats included"),
+    (
+        BATCHES_PREPARED,
+        Kind::Gauge,
+        "New batches in memory, being read, compressed or sent",
+    ),
     (
         BATCHES_IN_FLIGHT,
         Kind::Gauge,
@@ -244,7 +294,36 @@ pub enum Kind {
     Histogram,
 }
 
-/// Describes every metric to the recorder.
+/// Label values that a counter shows from the start, so that an alarm on its growth sees the first one.
+const SHOWN_FROM_THE_START: &[(&str, &str, &[&str])] = &[
+    (
+        REQUESTS,
+        "code",
+        &["200", "400", "401", "408", "413", "429", "503"],
+    ),
+    (
+        EVENTS_RECEIVED,
+        "verdict",
+        &["accepted", "rejected", "duplicate", "suppressed"],
+    ),
+    (
+        APPENDS_REFUSED,
+        "reason",
+        &["full", "disk", "store", "overload", "stopped"],
+    ),
+    (
+        SESSION_FAILURES,
+        "reason",
+        &["connect_timeout", "refused_full", "reply_timeout"],
+    ),
+    (
+        BATCH_REPLIES,
+        "reply",
+        &["ack", "retry", "refused", "timeout"],
+    ),
+];
+
+/// Describes every metric to the recorder, and shows those that need no event to have a value.
 pub fn describe() {
     for &(name, kind, text) in ALL {
         let unit = if name.contains("_seconds") {
@@ -259,5 +338,32 @@ pub fn describe() {
             Kind::Gauge => describe_gauge!(name, unit, text),
             Kind::Histogram => describe_histogram!(name, unit, text),
         }
+    }
+    for &(name, label, values) in SHOWN_FROM_THE_START {
+        for &value in values {
+            counter!(name, label => value).increment(0);
+        }
+    }
+    for name in [
+        CONNECTIONS,
+        BODY_BYTES,
+        QUEUE_REQUESTS,
+        QUEUE_BYTES,
+        BATCHES_PREPARED,
+        BATCHES_IN_FLIGHT,
+        SKEW_DEVICES,
+        WINDOW_IDS,
+    ] {
+        gauge!(name).increment(0.0);
+    }
+    for name in [
+        COMMITS,
+        EVENTS_SENT,
+        BATCHES_SENT,
+        SUPPRESSION_FAILURES,
+        EVENTS_LOST,
+        EVENTS_REFUSED,
+    ] {
+        counter!(name).increment(0);
     }
 }

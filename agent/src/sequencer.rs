@@ -13,12 +13,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use headwater_protocol::Epoch;
-use metrics::{counter, histogram};
+use metrics::{counter, gauge, histogram};
 use tokio::sync::oneshot;
 
 use crate::buffer::{AppendError, Appender, Position};
 use crate::config::BufferConfig;
-use crate::metrics::{APPENDS_REFUSED, COMMIT_SECONDS, COMMITS};
+use crate::metrics::{APPENDS_REFUSED, COMMIT_SECONDS, COMMITS, QUEUE_BYTES, QUEUE_REQUESTS};
 use crate::reload::Settings;
 use crate::window::{Fingerprint, Window};
 
@@ -90,8 +90,38 @@ pub type Duplicates = Vec<usize>;
 
 struct Request {
     entries: Vec<Entry>,
-    bytes: u64,
+    waiting: Waiting,
     answer: oneshot::Sender<Result<Duplicates, AppendError>>,
+}
+
+/// What a request counts for in the queue, until it is dropped.
+struct Waiting {
+    bytes: u64,
+    queued_bytes: Arc<AtomicU64>,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+impl Waiting {
+    /// Returns `None` when there would be more than `bound` bytes with it.
+    fn begin(bytes: u64, queued_bytes: &Arc<AtomicU64>, bound: u64) -> Option<Self> {
+        gauge!(QUEUE_REQUESTS).increment(1.0);
+        gauge!(QUEUE_BYTES).increment(bytes as f64);
+        let before = queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let waiting = Self {
+            bytes,
+            queued_bytes: queued_bytes.clone(),
+        };
+        (before + bytes <= bound).then_some(waiting)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.queued_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        gauge!(QUEUE_BYTES).decrement(self.bytes as f64);
+        gauge!(QUEUE_REQUESTS).decrement(1.0);
+    }
 }
 
 /// Takes records to the sequencer's thread; clones share the queue.
@@ -121,7 +151,6 @@ impl Sequencer {
             appender,
             window,
             requests,
-            queued_bytes: queued_bytes.clone(),
             stopping: stopping.clone(),
             settings: settings.clone(),
             busy: false,
@@ -145,11 +174,13 @@ impl Sequencer {
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         // A request without events only wakes the thread; a full queue means that it is awake.
-        drop(self.queue.try_send(Request {
-            entries: Vec::new(),
-            bytes: 0,
-            answer: oneshot::channel().0,
-        }));
+        if let Some(waiting) = Waiting::begin(0, &self.queued_bytes, u64::MAX) {
+            drop(self.queue.try_send(Request {
+                entries: Vec::new(),
+                waiting,
+                answer: oneshot::channel().0,
+            }));
+        }
     }
 
     /// Appends events as one request; returns when all of them are durable, and which of them were so
@@ -171,22 +202,18 @@ impl Sequencer {
         }
         let bytes = entries.iter().map(|entry| entry.record.len() as u64).sum();
         let bound = self.settings.now().buffer.queue_bytes_max;
-        if self.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > bound {
-            self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            return Err(AppendError::Overload);
-        }
+        let waiting =
+            Waiting::begin(bytes, &self.queued_bytes, bound).ok_or(AppendError::Overload)?;
         let (answer, answered) = oneshot::channel();
-        if let Err(error) = self.queue.try_send(Request {
+        let request = Request {
             entries,
-            bytes,
+            waiting,
             answer,
-        }) {
-            self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            return Err(match error {
-                TrySendError::Full(_) => AppendError::Overload,
-                TrySendError::Disconnected(_) => AppendError::Stopped,
-            });
-        }
+        };
+        self.queue.try_send(request).map_err(|error| match error {
+            TrySendError::Full(_) => AppendError::Overload,
+            TrySendError::Disconnected(_) => AppendError::Stopped,
+        })?;
         answered.await.unwrap_or(Err(AppendError::Stopped))
     }
 }
@@ -195,7 +222,6 @@ struct Worker<A> {
     appender: A,
     window: Option<Window>,
     requests: Receiver<Request>,
-    queued_bytes: Arc<AtomicU64>,
     stopping: Arc<AtomicBool>,
     settings: Settings,
     /// More than one request was waiting last time: a longer wait pays.
@@ -256,14 +282,18 @@ impl<A: Append> Worker<A> {
         counter!(COMMITS).increment(1);
         histogram!(COMMIT_SECONDS).record(started.elapsed());
         for (request, duplicates) in group.into_iter().zip(duplicates) {
-            self.queued_bytes
-                .fetch_sub(request.bytes, Ordering::Relaxed);
+            let Request {
+                entries,
+                waiting,
+                answer,
+            } = request;
+            drop(waiting);
             let result = match &result {
-                Err(error) if !self.is_durable(&request.entries) => Err(error.clone()),
+                Err(error) if !self.is_durable(&entries) => Err(error.clone()),
                 _ => Ok(duplicates),
             };
             // A client that has gone away hears nothing; its events are kept.
-            drop(request.answer.send(result));
+            drop(answer.send(result));
         }
     }
 
@@ -284,7 +314,7 @@ impl<A: Append> Worker<A> {
             0
         };
         let deadline = Instant::now() + Duration::from_micros(wait_us);
-        let mut bytes = first.bytes;
+        let mut bytes = first.waiting.bytes;
         let mut group = vec![first];
         while bytes < live.buffer.group_bytes_max {
             let wait = deadline.saturating_duration_since(Instant::now());
@@ -294,7 +324,7 @@ impl<A: Append> Worker<A> {
                 self.requests.recv_timeout(wait).ok()
             };
             let Some(request) = next else { break };
-            bytes += request.bytes;
+            bytes += request.waiting.bytes;
             group.push(request);
         }
         group

@@ -15,7 +15,10 @@ use super::generation::{self, Generation, SEGMENT_BYTES, StoreError};
 use super::marks::DurableMark;
 use super::{Buffer, Slot};
 use crate::config::BufferConfig;
-use crate::metrics::{APPENDED_BYTES, BUFFER_DISK_BYTES, BUFFERED_EVENTS, GENERATIONS};
+use crate::metrics::{
+    APPENDED_BYTES, BUFFER_DISK_BYTES, BUFFERED_EVENTS, DISK_FREE_BYTES, GENERATIONS,
+    REFUSED_DISK_BYTES,
+};
 
 /// What one commit adds at most, in bytes on disk per byte of events: measured up to 2.0 in one commit of
 /// 20 MB, 1.7 over many commits; the rest is for what the store moves later.
@@ -372,6 +375,8 @@ impl Appender {
             Ok(free) => free,
             Err(error) => return warn!(%error, "free disk space cannot be read"),
         };
+        #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+        gauge!(DISK_FREE_BYTES).set(free as f64);
         let reserve = self.reserve.wanted_bytes();
         let in_bound = self.used_bytes() + reserve + OPENING_BYTES <= self.config.disk_bytes_max;
         let took_it = self.reserve.is_missing() && in_bound && free >= wanted + reserve * 2 && {
@@ -391,6 +396,7 @@ impl Appender {
     fn show(&self) {
         gauge!(BUFFERED_EVENTS).set(self.buffer.buffered() as f64);
         gauge!(BUFFER_DISK_BYTES).set(self.used_bytes() as f64);
+        gauge!(REFUSED_DISK_BYTES).set(self.buffer.shared.state.lock().refused_bytes as f64);
         gauge!(GENERATIONS).set(self.buffer.generations() as f64);
     }
 

@@ -324,6 +324,8 @@ impl Buffer {
             }
         }
         state.around_bytes = files::disk_bytes_around(&self.shared.directory);
+        // Somebody may have taken files away.
+        state.refused_bytes = files::disk_bytes(&self.shared.directory.join("refused"));
     }
 
     /// Returns the number of generations on disk.

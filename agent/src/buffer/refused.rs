@@ -88,8 +88,7 @@ impl Buffer {
         }
         let bytes = record.len() as u64 + FILE_OVERHEAD_BYTES;
         if self.refused_room() < bytes {
-            // Somebody may have taken files away.
-            self.measure_refused();
+            self.measure();
         }
         if self.refused_room() < bytes {
             return Err(io::Error::new(
@@ -110,7 +109,7 @@ impl Buffer {
         file.sync_all()?;
         fs::rename(&new, &path)?;
         files::sync_parent(&path)?;
-        self.measure_refused();
+        self.measure();
         counter!(EVENTS_REFUSED).increment(1);
         Ok(())
     }
@@ -122,14 +121,8 @@ impl Buffer {
     pub fn forget_refused(&self, stretch: Stretch, position: Position) -> io::Result<()> {
         let path = self.refused_path(stretch, position);
         fs::remove_file(path)?;
-        self.measure_refused();
-        Ok(())
-    }
-
-    fn measure_refused(&self) {
-        let held = files::disk_bytes(&self.refused_directory());
-        self.shared.state.lock().refused_bytes = held;
         self.measure();
+        Ok(())
     }
 
     /// Returns the bytes that refused events may still take.

@@ -51,7 +51,7 @@ fn text(report: &Report) -> String {
     let refused = if report.refused.values().all(|count| *count == 0) {
         "none".to_owned()
     } else {
-        let reasons = report.refused.iter();
+        let reasons = report.refused.iter().filter(|(_, number)| **number > 0);
         let reasons: Vec<String> = reasons
             .map(|(reason, number)| format!("{} {reason}", count(*number)))
             .collect();

@@ -5,10 +5,12 @@ use std::io::Read;
 use axum::body::{Body as HttpBody, Bytes};
 use flate2::read::MultiGzDecoder;
 use futures::StreamExt;
+use metrics::gauge;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::answer::Answer;
 use super::places::Places;
+use crate::metrics::BODY_BYTES;
 
 /// Memory is counted in units of this many bytes.
 const UNIT_BYTES: u64 = 4096;
@@ -62,12 +64,24 @@ impl Reservation {
         let units = u32::try_from(wanted).unwrap_or(u32::MAX);
         let more = self.memory.try_acquire_many(units);
         let more = more.ok_or(Answer::Busy { retry_after_s: 1 })?;
+        gauge!(BODY_BYTES).increment(bytes_of(&more));
         match &mut self.permit {
             Some(permit) => permit.merge(more),
             none => *none = Some(more),
         }
         Ok(())
     }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        gauge!(BODY_BYTES).decrement(self.permit.as_ref().map_or(0.0, bytes_of));
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+fn bytes_of(permit: &OwnedSemaphorePermit) -> f64 {
+    (permit.num_permits() as u64 * UNIT_BYTES) as f64
 }
 
 /// A body in memory.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
+use metrics::gauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
@@ -18,6 +19,7 @@ use tokio_util::either::Either;
 
 use super::places::Places;
 use super::socket::Socket;
+use crate::metrics::CONNECTIONS;
 use crate::reload::Settings;
 
 /// What is listened on.
@@ -72,6 +74,7 @@ impl Listener for Connections {
                 Ok((stream, peer)) => {
                     let idle_timeout =
                         Duration::from_millis(self.settings.now().http.idle_timeout_ms);
+                    gauge!(CONNECTIONS).increment(1.0);
                     let connection = Connection {
                         stream,
                         idle_timeout,
@@ -113,6 +116,12 @@ pub(super) struct Connection {
     idle_timeout: Duration,
     idle: Pin<Box<Sleep>>,
     _place: OwnedSemaphorePermit,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        gauge!(CONNECTIONS).decrement(1.0);
+    }
 }
 
 impl AsyncRead for Connection {

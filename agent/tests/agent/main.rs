@@ -16,6 +16,7 @@ mod kill;
 #[allow(dead_code, reason = "the benches use more of it")]
 #[path = "../../benches/common/load.rs"]
 mod load;
+mod manual;
 mod memory;
 mod posters;
 mod power_cut;

@@ -13,7 +13,7 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
 use crate::collector::{Collector, Manner, Tables};
-use crate::harness::{BASIC, PATIENCE, Response, Site, batch, nobody, request, until};
+use crate::harness::{BASIC, PATIENCE, Response, Site, batch, nobody, request, until, until_async};
 
 /// The agent as a process of its own.
 pub(crate) struct Process {
@@ -296,6 +296,29 @@ async fn sigterm_ends_within_five_seconds_on_a_slow_disk() {
         "syncs of 20 s: stopped in {took:?}, {} events kept",
         acknowledged.len()
     );
+}
+
+#[tokio::test]
+async fn gauges_follow_connections_and_bodies() {
+    let site = Site::new();
+    let process = Process::start(&site, nobody()).await;
+    let gauges = async || {
+        (
+            process.metric("agent_connections_open").await,
+            process.metric("agent_body_memory_bytes").await,
+            process.metric("agent_queue_requests").await,
+        )
+    };
+    let mut half = b"POST /v1/batch HTTP/1.1\r\ncontent-length: 90000\r\n\r\n".to_vec();
+    half.resize(half.len() + 50_000, b' ');
+    let first = half_a_request(process.address, &half).await;
+    let second = half_a_request(process.address, &half).await;
+    until_async("both are seen", async || {
+        gauges().await == (2.0, 2.0 * 53_248.0, 0.0)
+    })
+    .await;
+    drop((first, second));
+    until_async("both are gone", async || gauges().await == (0.0, 0.0, 0.0)).await;
 }
 
 #[tokio::test]

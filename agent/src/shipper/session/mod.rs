@@ -38,7 +38,7 @@ use super::reader::{Ahead, Fresh, Reader};
 use super::silence::Silence;
 use super::wire::{Delivery, Packed, blocking, deliver, pack, pack_substitute};
 use crate::buffer::{Buffer, Limits, Stretch};
-use crate::metrics::BATCHES_IN_FLIGHT;
+use crate::metrics::{BATCHES_IN_FLIGHT, BATCHES_PREPARED};
 use crate::reload::Live;
 
 /// Most batches in flight, whatever both sides are configured with.
@@ -86,6 +86,8 @@ pub(super) struct Session<'a> {
     sendings: HashMap<Attempt, Sending>,
     tasks: JoinSet<(Attempt, Delivery)>,
     repeats: Arc<Semaphore>,
+    /// Places for new batches in memory; the reader takes them.
+    prepared: Arc<Semaphore>,
     ahead: mpsc::Receiver<Ahead>,
     reader: JoinHandle<()>,
     acked: Arc<Notify>,
@@ -99,6 +101,7 @@ impl Drop for Session<'_> {
     fn drop(&mut self) {
         self.reader.abort();
         gauge!(BATCHES_IN_FLIGHT).set(0.0);
+        gauge!(BATCHES_PREPARED).set(0.0);
     }
 }
 
@@ -115,6 +118,7 @@ impl<'a> Session<'a> {
             .batches_in_flight_max
             .min(theirs.batches_in_flight_max);
         let acked = Arc::new(Notify::new());
+        let prepared = Arc::new(Semaphore::new(config.batches_prepared_max as usize));
         let reader = Reader {
             buffer: shipper.buffer.clone(),
             durable: shipper.buffer.durable(),
@@ -127,7 +131,7 @@ impl<'a> Session<'a> {
             },
             linger: Duration::from_millis(config.linger_ms),
             in_flight: Arc::new(Semaphore::new(in_flight.clamp(1, IN_FLIGHT_MAX) as usize)),
-            prepared: Arc::new(Semaphore::new(config.batches_prepared_max as usize)),
+            prepared: prepared.clone(),
         };
         let (out, ahead) = mpsc::channel(1);
         Self {
@@ -141,6 +145,7 @@ impl<'a> Session<'a> {
             sendings: HashMap::new(),
             tasks: JoinSet::new(),
             repeats: Arc::new(Semaphore::new(REPEATS_MAX)),
+            prepared,
             ahead,
             reader: tokio::spawn(reader.run(out)),
             acked,
@@ -283,6 +288,9 @@ impl<'a> Session<'a> {
     #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
     fn show(&self) {
         gauge!(BATCHES_IN_FLIGHT).set(self.flight.len() as f64);
+        let places = self.live.collector.batches_prepared_max as usize;
+        let taken = places.saturating_sub(self.prepared.available_permits());
+        gauge!(BATCHES_PREPARED).set(taken as f64);
     }
 
     fn reply_timeout(&self) -> Duration {
