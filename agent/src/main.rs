@@ -52,14 +52,20 @@ Examples:
 
 Files:
   /etc/headwater/agent.toml
-      The configuration in the systemd unit; deploy/config/agent.toml shows every key.
+      The configuration in the systemd unit; deploy/config/agent.toml shows every key. Nothing is read
+      without --config: then every setting has to come from the environment.
   BUFFER/generations/, BUFFER/marks, BUFFER/buffer.json
       What is accepted and not yet acknowledged (buffer.directory). Never edit or copy it while the
       agent runs.
+  BUFFER/lock, BUFFER/reserve, BUFFER/window/
+      Held while the agent runs; room to give back on a full disk; ids of recent events.
   BUFFER/quarantine/
       What could not be read and was set aside. Look at it with `export --quarantine`, then delete it.
   BUFFER/refused/
       Events that the collector did not take. Look at them with `export --refused`, then delete them.
+
+  http.socket
+      Unix socket for events, where the configuration names one; a stop removes it.
 
 Environment:
   HEADWATER__SECTION__KEY   overrides section.key of the file, for example HEADWATER__LOG__LEVEL
@@ -75,7 +81,8 @@ Signals:
 
 Exit codes:
   0   stopped as asked; the command found what it looked for
-  1   failed while running; not ready (status); damaged (fsck)
+  1   failed while running; not ready (status); damaged (fsck);
+      the output failed (inspect, export)
   2   the arguments or the configuration cannot be used; the command cannot tell
   130 ended by a second signal
 

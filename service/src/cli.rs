@@ -13,11 +13,11 @@ pub const EXIT_CONFIG: u8 = 2;
 /// Arguments of every program.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct CommonArgs {
-    /// Configuration file (TOML); `HEADWATER__SECTION__KEY` in the environment overrides it
-    #[arg(long, value_name = "FILE", global = true)]
+    /// Configuration file (TOML); `HEADWATER__SECTION__KEY` variables override it
+    #[arg(long, value_name = "FILE", global = true, display_order = 0)]
     pub config: Option<PathBuf>,
     /// Read and check the configuration, then exit: 0 when it can be used, 2 when not
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 900)]
     pub check_config: bool,
 }
 

@@ -12,9 +12,9 @@ use crate::config::Config;
 pub(super) const HELP: &str = "\
 One JSON object per line and event: position, received_at, company, source, kind, path, event_type,
 sent_at, ip, user_agent, and the body as the client sent it: `body` when it is JSON, else
-`body_base64`. An event of refused/ has its epoch, its sequence and the collector's reason too. What cannot be read is left out; `fsck` lists it. The buffer is not changed: what was
-exported is still shipped after the next start. Memory does not grow with the buffer; TMPDIR needs
-room for one generation (about 100 MB).
+`body_base64`. An event of refused/ has epoch, sequence and the collector's reason too. What cannot be
+read is left out; `fsck` lists it. The buffer is not changed: what was exported is still shipped after
+the next start. Memory does not grow with the buffer.
 
 The lines hold what users sent: treat them as personal data.
 
@@ -23,6 +23,14 @@ Examples:
   headwater-agent export --config /etc/headwater/agent.toml --from 1000 --to 1999 | jq .body
   headwater-agent export --config /etc/headwater/agent.toml --quarantine > rescued.ndjson
   headwater-agent export --config /etc/headwater/agent.toml --refused | jq '{reason, body}'
+
+Files:
+  BUFFER/                    the directory that is read (buffer.directory): generations/, or with an
+                             option quarantine/ or refused/
+
+Environment:
+  HEADWATER__SECTION__KEY    overrides section.key of the file
+  TMPDIR                     where the copy of a generation goes, about 100 MB
 
 Exit codes: 0 everything readable was written, 1 the output failed, 2 cannot tell (the agent runs, or
 there is no such buffer)";

@@ -18,6 +18,15 @@ are checked against their checksums; nothing but a person deletes those.
 
 Examples:
   headwater-agent fsck --config /etc/headwater/agent.toml
+  headwater-agent fsck --config /etc/headwater/agent.toml --json | jq .damage
+
+Files:
+  BUFFER/                    the directory that is read (buffer.directory): generations/, marks,
+                             buffer.json, refused/; quarantine/ is counted
+
+Environment:
+  HEADWATER__SECTION__KEY    overrides section.key of the file
+  TMPDIR                     where the copy of a generation goes, about 100 MB
 
 Exit codes: 0 whole, 1 damaged (the positions are listed), 2 cannot tell (the agent runs, or there is
 no such buffer)";

@@ -22,9 +22,18 @@ reason) is shown in both cases.
 
 Examples:
   headwater-agent inspect --config /etc/headwater/agent.toml
-  headwater-agent inspect --config /etc/headwater/agent.toml --json | jq '.generations[].contents.sources'
+  headwater-agent inspect --config /etc/headwater/agent.toml --json | jq .refused.reasons
 
-Exit codes: 0 shown, 2 cannot tell (no such buffer, or an agent holds it and does not answer)";
+Files:
+  BUFFER/                    the directory that is read (buffer.directory): generations/, marks,
+                             buffer.json, quarantine/, refused/
+
+Environment:
+  HEADWATER__SECTION__KEY    overrides section.key of the file
+  TMPDIR                     where the copy of a generation goes, about 100 MB
+
+Exit codes: 0 shown, 1 the output failed, 2 cannot tell (no such buffer, or an agent holds it and does
+not answer)";
 
 pub(super) fn execute(config: &Config, output: Output) -> ExitCode {
     let inspection = match Stopped::open(&config.buffer.directory) {

@@ -23,10 +23,29 @@ pub use crate::status::Report;
 /// The command cannot tell: the agent runs, does not run, or does not answer.
 const EXIT_UNKNOWN: u8 = 2;
 
+const RUN_HELP: &str = "\
+The same as no command at all. `headwater-agent --help` tells about every file and signal.
+
+Examples:
+  headwater-agent run --config /etc/headwater/agent.toml
+  headwater-agent run --config /etc/headwater/agent.toml --check-config
+
+Files:
+  /etc/headwater/agent.toml  the configuration in the systemd unit
+  BUFFER/                    what is accepted and not acknowledged (buffer.directory); locked while it
+                             runs
+
+Environment:
+  HEADWATER__SECTION__KEY    overrides section.key of the file
+
+Exit codes: 0 stopped as asked, 1 failed while running, 2 the arguments or the configuration cannot be
+used, 130 ended by a second signal";
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Take events, make them durable, ship them (the default)
+    #[command(after_help = RUN_HELP)]
     Run,
     /// Ask the running agent whether events come in and leave the host
     #[command(after_help = status::HELP)]
@@ -56,14 +75,13 @@ pub struct ExportArgs {
     /// First position to export
     #[arg(long, value_name = "POSITION", default_value_t = 1)]
     from: Position,
-    /// Last position to export
+    /// Last position to export [default: the newest]
     #[arg(long, value_name = "POSITION", default_value_t = Position::MAX, hide_default_value = true)]
     to: Position,
-    /// Export what lies in quarantine/ instead, as far as it can be read, delivered or not
+    /// Export what can be read of quarantine/ instead, delivered or not
     #[arg(long)]
     quarantine: bool,
-    /// Export what lies in refused/ instead: events that the collector did not take, with its reason.
-    /// The agent may run
+    /// Export refused/ instead, with the collector's reasons; the agent may run
     #[arg(long, conflicts_with = "quarantine")]
     refused: bool,
 }

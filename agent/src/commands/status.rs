@@ -16,7 +16,14 @@ Examples:
   headwater-agent status --config /etc/headwater/agent.toml
   headwater-agent status --config /etc/headwater/agent.toml --json | jq .events
 
-Exit codes: 0 ready, 1 not ready (the first line says why), 2 no agent answers";
+Files:
+  /etc/headwater/agent.toml  the configuration in the systemd unit; it names the admin endpoint
+
+Environment:
+  HEADWATER__SECTION__KEY    overrides section.key of the file, as for the agent itself
+
+Exit codes: 0 ready, 1 not ready (the first line says why), 2 no agent answers, or the
+configuration cannot be used";
 
 pub(super) fn execute(config: &Config, output: Output) -> ExitCode {
     let report: Report = match ask(config, "/status") {

@@ -1,9 +1,10 @@
 //! What the manual and the example file say, held against the program.
 
 use headwater_agent::Config;
+use tokio::process::Command;
 
 use crate::harness::{Site, nobody, post_events, until_async};
-use crate::process::Process;
+use crate::process::{Process, config};
 
 const MANUAL: &str = include_str!("../../../docs/agent.md");
 
@@ -136,4 +137,64 @@ async fn every_bound_of_the_manual_has_a_setting_and_a_metric_of_a_running_agent
         );
     }
     println!("{} bounds, {} settings", rows.len(), listed.len());
+}
+
+async fn run(arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_headwater-agent"));
+    let output = command.args(arguments).output().await.unwrap();
+    (
+        output.status.code(),
+        String::from_utf8(output.stdout).unwrap(),
+    )
+}
+
+#[tokio::test]
+async fn every_help_is_a_manual_page_whose_examples_can_be_run() {
+    let site = Site::new();
+    std::fs::write(site.path("agent.toml"), config(&site, nobody())).unwrap();
+    let toml = site.path("agent.toml").display().to_string();
+    let mut run_examples = 0;
+    for command in ["", "run", "status", "inspect", "fsck", "export"] {
+        let arguments = [command, "--help"];
+        let (code, help) = run(&arguments[usize::from(command.is_empty())..]).await;
+        assert_eq!(code, Some(0));
+        for section in [
+            "Usage: headwater-agent",
+            "Options:\n",
+            "Examples:\n",
+            "Files:\n",
+            "Environment:\n",
+            "Exit codes:",
+        ] {
+            assert!(help.contains(section), "{command}: no {section} in\n{help}");
+        }
+        for line in help.lines() {
+            assert!(line.chars().count() <= 104, "{command}: too wide: {line}");
+        }
+        let (_, examples) = help.split_once("Examples:\n").unwrap();
+        let (examples, _) = examples.split_once("Files:\n").unwrap();
+        for example in examples.lines().map(str::trim) {
+            let Some(example) = example.strip_prefix("headwater-agent ") else {
+                continue;
+            };
+            let end = example.find(['|', '>']).unwrap_or(example.len());
+            let arguments: Vec<&str> = example[..end]
+                .split_whitespace()
+                .map(|it| {
+                    if it.ends_with("agent.toml") {
+                        &toml
+                    } else {
+                        it
+                    }
+                })
+                .filter(|it| *it != "--check-config")
+                .chain(["--check-config"])
+                .collect();
+            let (code, told) = run(&arguments).await;
+            assert_eq!(code, Some(0), "{example}: {told}");
+            assert_eq!(told, "configuration is valid\n", "{example}");
+            run_examples += 1;
+        }
+    }
+    assert!(run_examples >= 13, "{run_examples}");
 }
