@@ -157,7 +157,11 @@ impl List {
                     matches!(key, "userId" | "anonymousId" | "previousId" | "distinct_id")
                 }
                 Place::Context => key == "contact_id",
-                Place::Properties => matches!(key, "contact_id" | "distinct_id"),
+                Place::Properties => matches!(
+                    key,
+                    // PostHog's: the tables make anonymous and previous ids of the last three.
+                    "contact_id" | "distinct_id" | "$anon_distinct_id" | "$device_id" | "alias"
+                ),
                 Place::Device => false,
             };
             if is_subject && !is_named {
@@ -312,6 +316,9 @@ mod tests {
             r#"{"properties":{"distinct_id":"u-1"}}"#,
             r#"{"properties":{"contact_id":"u-1"}}"#,
             r#"{"context":{"contact_id":"u-1"}}"#,
+            r#"{"event":"$identify","distinct_id":"u-2","properties":{"$anon_distinct_id":"u-1"}}"#,
+            r#"{"event":"E","distinct_id":"u-2","properties":{"$device_id":"u-1"}}"#,
+            r#"{"event":"$create_alias","distinct_id":"u-2","properties":{"alias":"u-1"}}"#,
             // Whatever a parser would make of it.
             r#"{"userId":"u-1","userId":"u-2"}"#,
             r#"{"\u0075serId":"\u0075-1"}"#,
