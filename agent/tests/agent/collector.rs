@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::harness::{Site, until};
 
 pub(crate) use manner::Manner;
+use manner::slowly;
 
 #[path = "manner.rs"]
 mod manner;
@@ -263,7 +264,7 @@ impl Shared {
         }
         if let Manner::Slow(pause) = self.manner {
             let _turn = self.slowly.lock().await;
-            tokio::time::sleep(pause).await;
+            slowly(pause).await;
         }
         self.commit(header, records).await;
         if matches!(self.manner, Manner::MuteThird) && sightings.1 == 3 {

@@ -1,4 +1,4 @@
-//! Files of the buffer are damaged at random: bits, ranges, lengths, whole files. The agent starts within
+//! Files of the buffer are damaged at random: bits, ranges, lengths, sectors, whole files. The agent starts within
 //! 5 s, sets aside and counts what is lost, ships all else, and never ships a wrong event as a good one.
 
 use std::collections::BTreeSet;
@@ -17,7 +17,7 @@ use crate::collector::{Collector, Manner, Tables};
 use crate::harness::{BASIC, Site, copy_directory, request, seed, soak, until, until_async};
 use crate::posters::{batch_of, checked_ids};
 use crate::power_cut::files_below;
-use crate::process::{Process, config_at};
+use crate::process::{Process, config_at, preload};
 
 /// What the product promises for the worst start.
 const STARTS_WITHIN: Duration = Duration::from_secs(5);
@@ -46,19 +46,22 @@ async fn damage_costs_only_what_is_damaged() {
         sums.with_loss += lane.with_loss;
         sums.lost += lane.lost;
         sums.quarantined += lane.quarantined;
+        sums.broken += lane.broken;
         sums.slowest = sums.slowest.max(lane.slowest);
     }
     println!(
-        "corruption: {} directories of {} events damaged, {} of them lost {} events, all counted; {} \
-         generations set aside, slowest start {:?}",
+        "corruption: {} directories of {} events damaged, {} of them with a sector that cannot be \
+         read; {} lost {} events, all counted; {} generations set aside, slowest start {:?}",
         sums.runs,
         base.ids.len(),
+        sums.broken,
         sums.with_loss,
         sums.lost,
         sums.quarantined,
         sums.slowest,
     );
     assert_eq!(sums.runs, count);
+    assert!(sums.broken > count / 50, "{}", sums.broken);
     assert!(sums.with_loss > count / 10 && sums.with_loss < count * 9 / 10);
 }
 
@@ -68,6 +71,7 @@ struct Sums {
     with_loss: usize,
     lost: usize,
     quarantined: usize,
+    broken: usize,
     slowest: Duration,
 }
 
@@ -92,7 +96,13 @@ impl Base {
         })
         .await;
         collector.stop().await;
-        for part in ids[90..].chunks(15) {
+        // A start in the middle leaves a snapshot beside the log.
+        for part in ids[90..250].chunks(15) {
+            post(&process, part).await;
+        }
+        process.kill().await;
+        let process = Process::start_with(&site, &toml).await;
+        for part in ids[250..].chunks(15) {
             post(&process, part).await;
         }
         process.kill().await;
@@ -133,8 +143,20 @@ async fn run(site: &Site, base: &Base, number: usize, mut random: StdRng, sums: 
     }));
     let collector = Collector::start(site, &tables, Manner::Prompt).await;
     let toml = config_at(site, collector.address, &directory, KEYS);
+    let (library, file, at);
+    let mut environment = Vec::new();
+    if let Some(place) = damage.broken_at {
+        (library, file) = (preload(site, "broken_sector.c").await, damage.file.clone());
+        at = PathBuf::from(place.to_string());
+        environment.extend([
+            ("LD_PRELOAD", library.as_path()),
+            ("BROKEN_FILE", &file),
+            ("BROKEN_AT", &at),
+        ]);
+        sums.broken += 1;
+    }
     let starting = Instant::now();
-    let process = Process::start_with(site, &toml).await;
+    let process = Process::start_in(site, &toml, &environment).await;
     let started = starting.elapsed();
     assert!(started <= STARTS_WITHIN, "{damage}: {started:?}");
     let new = format!("new-{number}");
@@ -179,6 +201,8 @@ async fn run(site: &Site, base: &Base, number: usize, mut random: StdRng, sums: 
 struct Damage {
     file: PathBuf,
     how: String,
+    /// Where 512 bytes cannot be read any more.
+    broken_at: Option<u64>,
 }
 
 impl std::fmt::Display for Damage {
@@ -211,7 +235,8 @@ fn damage(directory: &Path, random: &mut StdRng) -> Damage {
     let length = file.metadata().unwrap().len();
     let place = random.random_range(0..length.max(1));
     let end = random.random_range(place..length.max(1)) + 1;
-    let how = match random.random_range(0..6) {
+    let mut broken_at = None;
+    let how = match random.random_range(0..7) {
         _ if length == 0 => {
             file.write_all_at(b"garbage", 0).unwrap();
             "garbage in an empty file".to_owned()
@@ -240,6 +265,10 @@ fn damage(directory: &Path, random: &mut StdRng) -> Damage {
             file.write_all_at(&zeros, place).unwrap();
             format!("zeros from {place} to {end}")
         }
+        5 if logs.contains(&&path) => {
+            broken_at = Some(place / 512 * 512);
+            format!("a sector at {place} that cannot be read")
+        }
         _ => {
             let mut noise = vec![0; usize::try_from(end - place).unwrap()];
             random.fill(&mut noise[..]);
@@ -247,5 +276,9 @@ fn damage(directory: &Path, random: &mut StdRng) -> Damage {
             format!("noise from {place} to {end}")
         }
     };
-    Damage { file: path, how }
+    Damage {
+        file: path,
+        how,
+        broken_at,
+    }
 }

@@ -67,9 +67,14 @@ impl Manner {
         while let Some(length) = receive.read(&mut part).await.ok()? {
             body.extend_from_slice(&part[..length]);
             if let Manner::SlowReader(pause) = self {
-                tokio::time::sleep(pause).await;
+                slowly(pause).await;
             }
         }
         Some(body)
     }
+}
+
+/// Takes its time, as a collector under load does.
+pub(crate) async fn slowly(pause: Duration) {
+    tokio::time::sleep(pause).await;
 }
