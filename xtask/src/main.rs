@@ -38,10 +38,12 @@ enum Task {
         #[arg(last = true)]
         pytest: Vec<String>,
     },
-    /// Runs the agent's long tests in full: power cuts, kills, full disks, corruption
-    #[command(after_help = "Examples:\n  cargo xtask soak\n  cargo xtask soak --only power_cut")]
+    /// Runs the agent's long tests in full: power cuts, kills, full disks, corruption, SDKs
+    #[command(
+        after_help = "Examples:\n  cargo xtask soak\n  cargo xtask soak --only power_cut\n  cargo xtask soak --only clients"
+    )]
     Soak {
-        /// Runs only the tests whose name contains this
+        /// Runs only the tests whose name contains this; `clients` are the SDKs
         #[arg(long, value_name = "NAME")]
         only: Option<String>,
     },
@@ -55,7 +57,7 @@ fn main() -> ExitCode {
             suite::list();
             Ok(())
         }
-        Task::Test { only, pytest, .. } => suite::run(&only, pytest),
+        Task::Test { only, pytest, .. } => suite::run(&only, pytest, suite::Extent::Short),
         Task::Soak { only } => soak::run(only.as_deref()),
         Task::Tidy => project::Project::find().and_then(|project| tidy::run(&project)),
     };

@@ -78,6 +78,7 @@ static STEPS: [Step; 8] = [
 struct Run {
     project: Project,
     pytest_arguments: Vec<String>,
+    extent: Extent,
     toolbox: OnceCell<Toolbox>,
     postgres: OnceCell<Postgres>,
 }
@@ -100,6 +101,15 @@ impl Run {
     }
 }
 
+/// How long the long tests are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// As in CI.
+    Short,
+    /// As in a soak.
+    Full,
+}
+
 /// Prints the steps.
 pub(crate) fn list() {
     for step in &STEPS {
@@ -108,11 +118,12 @@ pub(crate) fn list() {
 }
 
 /// Runs the steps that `only` names with what they need, or all when it is empty.
-pub(crate) fn run(only: &[String], pytest_arguments: Vec<String>) -> Result<()> {
+pub(crate) fn run(only: &[String], pytest_arguments: Vec<String>, extent: Extent) -> Result<()> {
     let steps = select(only)?;
     let run = Run {
         project: Project::find()?,
         pytest_arguments,
+        extent,
         toolbox: OnceCell::new(),
         postgres: OnceCell::new(),
     };
@@ -248,6 +259,9 @@ fn end_to_end(run: &Run, log: &mut Log) -> Result<String> {
         .env("HEADWATER_E2E_LOGS", run.project.logs().join("e2e"))
         .env("HEADWATER_E2E_NODE", &toolbox.node)
         .env("NODE_PATH", &toolbox.node_modules);
+    if run.extent == Extent::Full {
+        command.env("HEADWATER_SOAK", "1");
+    }
     log.run(command, Show::Everything)?;
     let passed = TestCounts::of_pytest(&log.text()?);
     let Some(counts) = passed else {
