@@ -27,7 +27,7 @@ pub(crate) struct Status {
 }
 
 /// How shipping stands.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Session {
     collector: Option<SocketAddr>,
     /// Why the last session or attempt failed; none since the last one opened.
@@ -150,14 +150,18 @@ impl Status {
 
     /// Says whether events are taken and leave the host; the reason when not.
     pub(crate) fn ready(&self) -> Result<(), String> {
-        let (session_open, failure) = {
-            let session = self.session.lock();
-            (session.collector.is_some(), session.failure.clone())
-        };
+        self.ready_with(&self.session())
+    }
+
+    fn session(&self) -> Session {
+        self.session.lock().clone()
+    }
+
+    fn ready_with(&self, session: &Session) -> Result<(), String> {
         let facts = Facts {
             refusal: self.buffer.refusal(),
-            session_open,
-            failure,
+            session_open: session.collector.is_some(),
+            failure: session.failure.clone(),
             oldest_age_s: self.observe(),
             stalled_s: self.stalled_s(),
         };
@@ -167,10 +171,8 @@ impl Status {
     /// Returns the document of `/status`.
     pub(crate) fn report(&self) -> Report {
         let head = self.buffer.head();
-        let (collector, failure) = {
-            let session = self.session.lock();
-            (session.collector, session.failure.clone())
-        };
+        // Once, so that the document agrees with itself.
+        let session = self.session();
         let refused = admin::samples(APPENDS_REFUSED)
             .into_iter()
             .map(|(labels, value)| {
@@ -185,9 +187,9 @@ impl Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             agent_id: self.agent_id.clone(),
             uptime_s: self.started.elapsed().as_secs(),
-            not_ready: self.ready().err(),
-            session: collector,
-            session_failure: failure,
+            not_ready: self.ready_with(&session).err(),
+            session: session.collector,
+            session_failure: session.failure,
             acked: head.acked,
             sent: head.sent,
             durable: *self.buffer.durable().borrow(),

@@ -107,6 +107,7 @@ pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
 impl Shipper {
     async fn run(&self, stop: &CancellationToken) {
         let mut settings = self.settings.clone();
+        self.show_collector(&self.settings.now(), None);
         let mut failures = 0_u32;
         let mut index = 0;
         while !stop.is_cancelled() {

@@ -498,9 +498,7 @@ async fn readiness_and_metrics_tell_the_truth() {
         200
     );
     post(agent.address, "/v1/batch", &batch(["a"], 0)).await;
-    while ready().await != 503 {
-        tokio::task::yield_now().await;
-    }
+    until_async("an event waits", async || ready().await == 503).await;
     let metrics = request(admin, "GET", "/metrics", &[], b"")
         .await
         .unwrap()

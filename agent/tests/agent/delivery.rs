@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 
 use crate::collector::{Collector, Manner, Tables};
 use crate::harness::{
-    Agent, BASIC, Site, batch, copy_directory, nobody, post, post_events, request, until,
-    until_async,
+    Agent, BASIC, Site, batch, copy_directory, disk_bytes, nobody, post, post_events, request,
+    until, until_async,
 };
 
 fn tables() -> Arc<Mutex<Tables>> {
@@ -174,23 +174,11 @@ async fn full_buffer_answers_503_and_takes_events_again_after_a_drain() {
 
 async fn until_readiness(agent: &Agent, status: u16) {
     let admin = agent.running.admin_address;
-    while request(admin, "GET", "/readyz", &[], b"")
-        .await
-        .unwrap()
-        .status
-        != status
-    {
-        tokio::task::yield_now().await;
-    }
-}
-
-fn disk_bytes(path: &std::path::Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(metadata) = std::fs::symlink_metadata(path) else {
-        return 0;
-    };
-    let below = std::fs::read_dir(path).into_iter().flatten().flatten();
-    metadata.blocks() * 512 + below.map(|entry| disk_bytes(&entry.path())).sum::<u64>()
+    until_async("readiness tells", async || {
+        let answer = request(admin, "GET", "/readyz", &[], b"").await.unwrap();
+        answer.status == status
+    })
+    .await;
 }
 
 /// Fills five generations of 100 events, damages the second with `damage`, and ships.

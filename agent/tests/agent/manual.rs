@@ -95,12 +95,15 @@ async fn every_bound_of_the_manual_has_a_setting_and_a_metric_of_a_running_agent
     let site = Site::new();
     let process = Process::start(&site, nobody()).await;
     post_events(process.address, "e", 1, 0).await;
-    // Some gauges are set once a second.
+    // The buffer's gauges are set once a second, the shipper's when it starts.
+    let mut exported = String::new();
     until_async("gauges are shown", async || {
-        process.metric("agent_buffer_disk_bytes").await > 0.0
+        exported = process.admin("/metrics").await.body;
+        ["agent_buffer_disk_bytes ", "agent_collector_connected{"]
+            .iter()
+            .all(|it| exported.contains(it))
     })
     .await;
-    let exported = process.admin("/metrics").await.body;
     let rows = bounds();
     let mut listed = Vec::new();
     for row in &rows {
