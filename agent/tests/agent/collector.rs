@@ -209,6 +209,11 @@ async fn batch_stream(shared: Arc<Shared>, mut send: SendStream, mut receive: Re
         return;
     };
     shared.tables.lock().arrivals.push(header.first_sequence);
+    while matches!(shared.manner, Manner::SlowStream(first) if first == header.first_sequence)
+        && shared.later(header.first_sequence) < 6
+    {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let Some(body) = shared.manner.read(&mut receive).await else {
         return;
     };
@@ -228,6 +233,12 @@ async fn batch_stream(shared: Arc<Shared>, mut send: SendStream, mut receive: Re
 }
 
 impl Shared {
+    /// Returns how many batches after the one at `first` have been read.
+    fn later(&self, first: u64) -> usize {
+        let seen = self.seen.lock();
+        seen.keys().filter(|(_, other)| *other > first).count()
+    }
+
     async fn answer(&self, header: &BatchHeader, records: &[u8]) -> BatchReply {
         self.tables.lock().batches += 1;
         let sightings = {

@@ -24,6 +24,8 @@ pub(crate) enum Manner {
     MuteThird,
     /// The third batch is swallowed at its first coming; the first is answered only after that.
     SwallowThird,
+    /// The body of the batch that begins here is not read before that of six later batches.
+    SlowStream(u64),
     /// Answers leave in groups of this many, last batch first.
     Reversed(usize),
     /// Never.

@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 
 use crate::collector::{Collector, Manner, Tables};
-use crate::harness::{Agent, Site, nobody, post_events, soak, until};
+use crate::harness::{Agent, Site, event, nobody, post, post_events, soak, until};
 use crate::shipping_collectors::keep_posting;
 
 /// Carries packets between the agent and a collector; its own address towards the collector changes
@@ -130,6 +131,52 @@ async fn stuck_batch_is_sent_again_on_another_stream() {
 }
 
 #[tokio::test]
+async fn slow_stream_does_not_hold_up_the_others() {
+    let site = Site::new();
+    let tables: Arc<Mutex<Tables>> = Arc::default();
+    let mut config = site.config(nobody());
+    config.collector.batch_events_max = 10;
+    let away = Agent::start(config.clone()).await;
+    post_events(away.address, "before", 20, 10).await;
+    // 1.8 MB when compressed: more than the collector takes in unread.
+    post_events(away.address, "large", 10, 260_000).await;
+    post_events(away.address, "after", 70, 10).await;
+    away.stop().await;
+    let collector = Collector::start(&site, &tables, Manner::SlowStream(21)).await;
+    config.collector.addresses = vec![collector.address.to_string()];
+    config.collector.connect_timeout_ms = 10_000;
+    let agent = Agent::start(config).await;
+    agent.until_drained().await;
+    agent.stop().await;
+    let tables = tables.lock();
+    assert_eq!(tables.message_ids().len(), 100);
+    assert_eq!(tables.batches, 10, "nothing is sent twice");
+    assert_eq!(tables.hellos.len(), 1);
+}
+
+#[tokio::test]
+async fn failing_sessions_come_ever_more_rarely() {
+    let site = Site::new();
+    let tables: Arc<Mutex<Tables>> = Arc::default();
+    let collector = Collector::start(&site, &tables, Manner::RefuseAll).await;
+    let mut config = site.config(collector.address);
+    config.collector.backoff_max_ms = 640;
+    let agent = Agent::start(config).await;
+    post_events(agent.address, "e", 1, 10).await;
+    let (mut sessions, mut since) = (0, Instant::now());
+    // A wait is random; that none of a hundred is so long does not happen.
+    until("a wait is ten times as long as the first bound", || {
+        let now = tables.lock().hellos.len();
+        if now != sessions {
+            (sessions, since) = (now, Instant::now());
+        }
+        sessions > 3 && since.elapsed() > Duration::from_millis(200)
+    })
+    .await;
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn silent_collector_is_left() {
     let site = Site::new();
     let tables: Arc<Mutex<Tables>> = Arc::default();
@@ -146,29 +193,53 @@ async fn silent_collector_is_left() {
     assert_eq!(tables.lock().visits[1].0, other.address);
 }
 
+/// Posts one event and returns how long its 200 took.
+async fn time_to_ack(agent: &Agent, id: &str) -> Duration {
+    let started = Instant::now();
+    let answer = post(agent.address, "/v1/track", &event(id, 200)).await;
+    assert_eq!(answer.status, 200);
+    started.elapsed()
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn backlog_drains_oldest_first_beside_live_events() {
+async fn backlog_drains_oldest_first_and_fast_beside_live_events() {
     let site = Site::new();
     let tables: Arc<Mutex<Tables>> = Arc::default();
     let away = Agent::start(site.config(nobody())).await;
-    let backlog = soak(5_000, 200_000);
-    post_events(away.address, "backlog", backlog, 200).await;
+    let backlog = soak(10_000, 200_000);
+    post_events(away.address, "backlog", backlog - 50, 200).await;
+    let mut calm = Vec::new();
+    for probe in 0..50 {
+        calm.push(time_to_ack(&away, &format!("backlog-p{probe}")).await);
+    }
     away.stop().await;
     let collector = Collector::start(&site, &tables, Manner::Prompt).await;
     let agent = Agent::start(site.config(collector.address)).await;
     let stop = Arc::default();
     let posting = keep_posting(&agent, &stop);
-    until("the backlog is drained", || {
-        tables.lock().events.len() >= backlog
-    })
-    .await;
+    let mut busy = Vec::new();
+    while tables.lock().events.len() < backlog {
+        busy.push(time_to_ack(&agent, &format!("live-p{}", busy.len())).await);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     stop.store(true, Ordering::Relaxed);
-    let live = posting.await.unwrap();
+    let live = posting.await.unwrap() + busy.len();
+    let (probes, calm, busy) = (busy.len(), median(calm), median(busy));
     agent.until_drained().await;
     agent.stop().await;
     let tables = tables.lock();
     let ids = tables.message_ids();
-    assert!(live > 0, "live events came meanwhile");
+    assert!(probes > 10, "live events came meanwhile");
+    assert!(backlog >= 3 * live, "{live} live events meanwhile");
+    assert!(
+        busy <= calm * 10 + Duration::from_millis(100),
+        "{busy:?}, without a drain {calm:?}"
+    );
     assert_eq!(ids.len(), backlog + live);
     assert!(ids[..backlog].iter().all(|id| id.starts_with("backlog-")));
     // Streams may overtake each other by as many as are prepared at once, not more.
@@ -182,7 +253,8 @@ async fn backlog_drains_oldest_first_beside_live_events() {
         );
     }
     println!(
-        "{backlog} events of backlog and {live} live ones in {} batches",
+        "{backlog} events of backlog and {live} live ones in {} batches; acks in {busy:?}, without \
+         a drain {calm:?}",
         tables.batches
     );
 }
