@@ -12,8 +12,11 @@ use crate::load::{BATCH_EVENTS, EVENT_BYTES, Load, Outcome};
 use crate::process::{Process, config_at};
 
 const MIB: u64 = 1 << 20;
-const LIVE_BOUND: u64 = 50 * MIB;
-const BACKLOG_BOUND: u64 = 128 * MIB;
+/// What the code of a program that is not optimised takes more than that of one that is: 21 MiB instead
+/// of 11 when idle. The bounds are those of the shipped program.
+const UNOPTIMISED: u64 = if cfg!(debug_assertions) { 10 * MIB } else { 0 };
+const LIVE_BOUND: u64 = 50 * MIB + UNOPTIMISED;
+const BACKLOG_BOUND: u64 = 128 * MIB + UNOPTIMISED;
 const LIVE_EVENTS_PER_S: f64 = 20_000.0;
 const CONNECTIONS: usize = 16;
 
