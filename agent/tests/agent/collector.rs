@@ -212,7 +212,7 @@ async fn batch_stream(shared: Arc<Shared>, mut send: SendStream, mut receive: Re
     while matches!(shared.manner, Manner::SlowStream(first) if first == header.first_sequence)
         && shared.later(header.first_sequence) < 6
     {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        slowly(Duration::from_millis(5)).await;
     }
     let Some(body) = shared.manner.read(&mut receive).await else {
         return;

@@ -223,9 +223,10 @@ async fn backlog_drains_oldest_first_and_fast_beside_live_events() {
     let stop = Arc::default();
     let posting = keep_posting(&agent, &stop);
     let mut busy = Vec::new();
+    let mut pace = tokio::time::interval(Duration::from_millis(5));
     while tables.lock().events.len() < backlog {
+        pace.tick().await;
         busy.push(time_to_ack(&agent, &format!("live-p{}", busy.len())).await);
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     stop.store(true, Ordering::Relaxed);
     let live = posting.await.unwrap() + busy.len();
