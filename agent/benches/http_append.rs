@@ -9,7 +9,7 @@
 //!
 //! `HEADWATER_BENCH_DIR` is the directory, which must lie on a real disk (default: the target
 //! directory); `HEADWATER_BENCH_SECONDS` the time of one cell (default 4), `HEADWATER_BENCH_ROUNDS`
-//! the rounds (default 5). The median round is shown, because a shared disk is never quiet.
+//! the rounds (default 5). It fails when what is promised is missed. The median round is shown, because a shared disk is never quiet.
 
 #![allow(clippy::unwrap_used, reason = "a bench stops at the first fault")]
 
@@ -19,10 +19,13 @@ mod harness;
 #[path = "common/load.rs"]
 #[allow(dead_code, reason = "shared with the tests")]
 mod load;
+#[path = "common/targets.rs"]
+mod targets;
 
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +35,7 @@ use headwater_agent::sequencer::{Append, Sequencer};
 use headwater_agent::source::Source;
 use headwater_service::clock::SystemClock;
 use load::{Load, Outcome};
+use targets::Targets;
 use tokio_util::sync::CancellationToken;
 
 const CONNECTIONS: usize = 64;
@@ -155,9 +159,9 @@ fn round(address: std::net::SocketAddr, time: Duration, half: Option<f64>) -> Ro
     Round { full, half }
 }
 
-fn main() {
+fn main() -> ExitCode {
     if load::serve_as_load() {
-        return;
+        return ExitCode::SUCCESS;
     }
     let setting = |name: &str| -> Option<u32> { std::env::var(name).ok()?.parse().ok() };
     let time = Duration::from_secs(setting("HEADWATER_BENCH_SECONDS").unwrap_or(4).into());
@@ -190,9 +194,14 @@ fn main() {
         .zip(&files)
         .map(|(agent, file)| agent.full.outcome.events_per_s / file.full.outcome.events_per_s);
     let ratio = median(ratios.collect(), |it| *it);
-    show("buffer", agents);
+    let (full, half) = show("buffer", agents);
     show("plain file", files);
     println!("\nbuffer to plain file, median of the rounds: {ratio:.2}");
+    let mut targets = Targets::default();
+    targets.at_least("events/s through HTTP", full.events_per_s, 100_000.0);
+    targets.at_most("p99 of the acks at half load, ms", half.p99_ms, 20.0);
+    targets.at_least("ratio to a plain file", ratio, 0.75);
+    targets.end()
 }
 
 fn median<T>(mut values: Vec<T>, key: impl Fn(&T) -> f64) -> T {
@@ -201,7 +210,8 @@ fn median<T>(mut values: Vec<T>, key: impl Fn(&T) -> f64) -> T {
     values.swap_remove(middle)
 }
 
-fn show(name: &str, rounds: Vec<Round>) {
+/// Returns the median rounds at saturation and at half of it.
+fn show(name: &str, rounds: Vec<Round>) -> (Outcome, Outcome) {
     let (full, half): (Vec<Cell>, Vec<Cell>) =
         rounds.into_iter().map(|it| (it.full, it.half)).unzip();
     let full = median(full, |cell| cell.outcome.events_per_s);
@@ -218,4 +228,5 @@ fn show(name: &str, rounds: Vec<Round>) {
         half.outcome.p99_ms,
         half.outcome.max_ms,
     );
+    (full.outcome, half.outcome)
 }
