@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use headwater_protocol::Epoch;
 use tracing::warn;
 
-use super::{Ids, failed};
+use super::failed;
 use crate::buffer::Position;
 
 pub(super) const KEY_BYTES: usize = 16;
@@ -177,7 +177,7 @@ impl Files {
     }
 
     /// Writes the ids of one durable group; the kernel has them when this returns.
-    pub(super) fn append(&mut self, ids: &Ids, through: Position) {
+    pub(super) fn append(&mut self, ids: &[u128], through: Position) {
         // A group larger than a file fills it; the rest of its ids is known in memory alone.
         let count = ids.len().min(self.half_max);
         if self.tail_ids > 0 && self.tail_ids + count > self.half_max {
@@ -187,7 +187,7 @@ impl Files {
         let wire_count = u32::try_from(count).unwrap_or(u32::MAX);
         group.extend_from_slice(&wire_count.to_le_bytes());
         group.extend_from_slice(&through.to_le_bytes());
-        for id in ids.iter().take(count) {
+        for id in &ids[..count] {
             group.extend_from_slice(&id.to_le_bytes());
         }
         group.extend_from_slice(&crc32fast::hash(&group).to_le_bytes());

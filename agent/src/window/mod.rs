@@ -2,9 +2,9 @@
 //!
 //! Place on the path: the source computes an event's [`Fingerprint`]; the sequencer asks
 //! [`Window::admit`] for each event of a group, and calls [`Window::commit`] once the group is durable
-//! or [`Window::abort`] when it is not. Promise: an id is in the window only when its event is
-//! durable, so a duplicate is never all that is left of an event. Forgetting is harmless: what comes
-//! twice then is found by message id in the tables.
+//! or [`Window::abort`] when it is not. Promise: between groups an id is in the window only when its
+//! event is durable, so a duplicate is never all that is left of an event. Forgetting is harmless: what
+//! comes twice then is found by message id in the tables.
 //!
 //! ```text
 //!   DIR/window/ids-NUMBER    at most two files, the older half and the newer half
@@ -22,7 +22,7 @@ use std::path::Path;
 
 use headwater_protocol::{Epoch, Record};
 use metrics::{counter, gauge};
-use siphasher::sip128::{Hasher128, SipHasher24};
+use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::buffer::Position;
 use crate::metrics::{WINDOW_FAILURES, WINDOW_IDS};
@@ -46,7 +46,7 @@ pub struct Fingerprinter {
 impl Fingerprinter {
     /// Returns the fingerprint of a record whose event carries a message id.
     pub fn fingerprint(&self, record: &Record) -> Fingerprint {
-        let mut hasher = SipHasher24::new_with_key(&self.key);
+        let mut hasher = SipHasher13::new_with_key(&self.key);
         let kind = record.event_type.map_or("", |kind| kind.as_str());
         for part in [&record.company_id, &record.source_id, kind] {
             hasher.write_u64(part.len() as u64);
@@ -81,7 +81,7 @@ impl Hasher for Spread {
 type Ids = HashSet<u128, BuildHasherDefault<Spread>>;
 
 /// Ids of a group above this give their memory back afterwards.
-const PENDING_KEPT: usize = 16 * 1024;
+const GROUP_KEPT: usize = 16 * 1024;
 
 /// The recent fingerprints. One owner: the sequencer's thread.
 #[derive(Debug)]
@@ -89,8 +89,9 @@ pub struct Window {
     half_max: usize,
     newer: Ids,
     older: Ids,
-    /// Of the group that is being written.
-    pending: Ids,
+    /// Those of the group that is being written, which are among the others already: the tables are
+    /// larger than a core's cache, and each access to them costs more than computing the id.
+    group: Vec<u128>,
     files: Files,
 }
 
@@ -119,7 +120,7 @@ impl Window {
             half_max,
             newer: Ids::with_capacity_and_hasher(half_max, BuildHasherDefault::default()),
             older: Ids::with_capacity_and_hasher(half_max, BuildHasherDefault::default()),
-            pending: Ids::default(),
+            group: Vec::new(),
             files,
         };
         for id in ids {
@@ -129,7 +130,7 @@ impl Window {
         Some((window, fingerprinter))
     }
 
-    /// Says whether the event is durable.
+    /// Says whether the event is durable. To be asked between groups.
     pub fn holds(&self, id: Fingerprint) -> bool {
         self.newer.contains(&id.0) || self.older.contains(&id.0)
     }
@@ -137,37 +138,43 @@ impl Window {
     /// Takes an event into the group that is about to be written; `false` when it is a duplicate: it
     /// is durable, or in this group already.
     pub fn admit(&mut self, id: Fingerprint) -> bool {
-        !self.holds(id) && self.pending.insert(id.0)
+        let is_new = !self.older.contains(&id.0) && self.remember(id.0);
+        if is_new {
+            self.group.push(id.0);
+        }
+        is_new
     }
 
-    /// The group is durable up to position `through`: its ids are remembered and written down. Call
-    /// it before the answers leave, so that a kill after them finds the ids again.
+    /// The group is durable up to position `through`: its ids are written down. Call it before the
+    /// answers leave, so that a kill after them finds the ids again.
     pub fn commit(&mut self, through: Position) {
-        if self.pending.is_empty() {
-            return;
-        }
-        let mut group = std::mem::take(&mut self.pending);
-        self.files.append(&group, through);
-        for id in group.drain() {
-            self.remember(id);
-        }
-        if group.capacity() <= PENDING_KEPT {
-            self.pending = group;
+        if !self.group.is_empty() {
+            self.files.append(&self.group, through);
+            self.begin_group();
         }
     }
 
     /// The group is not durable, or nobody knows: none of its ids is remembered.
     pub fn abort(&mut self) {
-        self.pending.clear();
-        self.pending.shrink_to(PENDING_KEPT);
+        for id in &self.group {
+            self.newer.remove(id);
+            self.older.remove(id);
+        }
+        self.begin_group();
     }
 
-    fn remember(&mut self, id: u128) {
-        if self.newer.len() >= self.half_max {
+    fn begin_group(&mut self) {
+        self.group.clear();
+        self.group.shrink_to(GROUP_KEPT);
+    }
+
+    /// Returns `false` when the newer half has it.
+    fn remember(&mut self, id: u128) -> bool {
+        if self.newer.len() >= self.half_max && !self.newer.contains(&id) {
             std::mem::swap(&mut self.newer, &mut self.older);
             self.newer.clear();
         }
-        self.newer.insert(id);
+        self.newer.insert(id)
     }
 
     /// Does what is due about once a second: makes the files durable, and forgets everything when the
