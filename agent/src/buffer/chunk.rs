@@ -1,12 +1,13 @@
 //! Keys and values of a generation: a few events per key, none of them large.
 //!
-//! Pages of the store hold about sixteen values, and a page above 128 KiB would go to a file that
+//! Pages of the store hold up to sixteen values, and a page above 128 KiB would go to a file that
 //! the store never syncs. So a value never exceeds [`VALUE_BYTES_MAX`]: small events share a key,
-//! a large event is cut into pieces over several keys. The store writes every byte several times and
-//! keeps whole pages in memory, so what shares a key is compressed.
+//! a large event is cut into pieces over several keys. The store keeps whole pages in memory, so what
+//! shares a key is compressed. A fence is a key without a value, put there to have pages split early
+//! (see `generation`).
 //!
 //! ```text
-//! key    position of the first event, u64 big-endian | piece, u16 big-endian (0 unless cut)
+//! key    position of the first event, u64 big-endian | piece, u16 big-endian (0 unless cut; 65535: fence)
 //! value  CRC-32 over key and the rest of the value, u32 | kind, u8 | number, u16 | payload
 //! kind 1 number = events;  payload = (length u32, record)…
 //! kind 2 number = pieces of this event;  payload = the bytes of this piece
@@ -57,6 +58,19 @@ pub(super) fn key(position: Position, piece: u16) -> Key {
     key[..8].copy_from_slice(&position.to_be_bytes());
     key[8..].copy_from_slice(&piece.to_be_bytes());
     key
+}
+
+/// Piece of a fence; no record has as many (see [`RECORD_BYTES_MAX`]).
+const FENCE_PIECE: u16 = u16::MAX;
+
+/// Returns the key of a fence, which has no value and stands behind what is at `position`.
+pub(super) fn fence(position: Position) -> Key {
+    key(position, FENCE_PIECE)
+}
+
+/// Says whether a key is a fence.
+pub(super) fn is_fence(key: &[u8]) -> bool {
+    key.get(8..) == Some(&FENCE_PIECE.to_be_bytes())
 }
 
 /// Returns the position inside a key, `None` when the bytes are no key.
