@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{GIB, MIB};
+use super::{GIB, KIB, MIB};
 
 /// `[buffer]`: durability and its price.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -34,7 +34,7 @@ pub struct BufferConfig {
     pub queue_requests_max: usize,
     /// Event bytes that may wait for the disk; above it 429. Default 64 MiB.
     pub queue_bytes_max: u64,
-    /// Event bytes at which a group commit stops gathering. Default 1 MiB.
+    /// Event bytes at which a group commit stops gathering. Default 512 KiB.
     pub group_bytes_max: u64,
     /// How long a group commit gathers when more than one request was waiting last time, in
     /// microseconds. Default 500. Higher makes larger groups and slower answers; 2000 at most.
@@ -60,7 +60,7 @@ impl Default for BufferConfig {
             generation_bytes_max: 64 * MIB,
             queue_requests_max: 4096,
             queue_bytes_max: 64 * MIB,
-            group_bytes_max: MIB,
+            group_bytes_max: 512 * KIB,
             group_wait_us: 500,
         }
     }
