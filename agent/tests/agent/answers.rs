@@ -107,6 +107,10 @@ async fn every_client_form_is_answered_as_it_expects() {
         );
         assert_eq!(answer.json()["success"], expected == 200);
         assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
+        assert_eq!(
+            answer.header("access-control-expose-headers"),
+            Some("retry-after")
+        );
     }
     assert_eq!(
         request(agent.address, "GET", "/v1/batch", &[], b"")

@@ -148,6 +148,14 @@ async fn full_buffer_answers_503_and_takes_events_again_after_a_drain() {
             .unwrap()
             >= 1
     );
+    assert_eq!(
+        (
+            refusal.header("access-control-allow-origin"),
+            refusal.header("access-control-expose-headers")
+        ),
+        (Some("*"), Some("retry-after")),
+        "a browser's page may read it"
+    );
     assert!(accepted.len() > 20, "{}", accepted.len());
     assert_eq!(agent.running.buffered(), accepted.len() as u64);
     until_readiness(&agent, 503).await;
