@@ -25,7 +25,7 @@ const MAVEN_COPY: &str = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1
 pub(crate) struct Toolbox {
     /// Python of the virtual environment with the clients in it.
     pub(crate) python: PathBuf,
-    /// Node.js that runs the JavaScript SDK.
+    /// Node.js that runs the JavaScript SDKs for servers.
     pub(crate) node: PathBuf,
     /// npm packages, for `NODE_PATH`.
     pub(crate) node_modules: PathBuf,
@@ -62,7 +62,7 @@ struct Program {
     packages: &'static [&'static str],
 }
 
-const PROGRAMS: [Program; 6] = [
+const PROGRAMS: [Program; 7] = [
     Program {
         name: "PostgreSQL server",
         is_there: || postgres::binaries().is_some(),
@@ -92,6 +92,11 @@ const PROGRAMS: [Program; 6] = [
         name: "curl",
         is_there: || runs("curl", &["--version"]),
         packages: &["curl"],
+    },
+    Program {
+        name: "Chromium",
+        is_there: || runs("chromium", &["--version"]),
+        packages: &["chromium"],
     },
 ];
 

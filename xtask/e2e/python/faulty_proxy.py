@@ -9,7 +9,9 @@
 
 Faults come in a seeded order, and no event meets more of the first four than its SDK bears beside the
 outage: two, where it gives up after three retries. An event that has met the outage waits for the next
-agent, so that how long a restart takes on a slow machine decides nothing.
+agent, so that how long a restart takes on a slow machine decides nothing. What a browser asks before it
+sends (OPTIONS) carries no event: it is not counted, and fails while the agent is dead. What the agent
+allows pages of other origins there, the proxy's own answers allow too.
 """
 
 import gzip
@@ -18,6 +20,7 @@ import re
 import socket
 import struct
 import threading
+import time
 
 from waiting import eventually
 
@@ -27,12 +30,14 @@ ANSWERS = {
     "429": ("429 Too Many Requests", "busy", "too much is waiting; send again later"),
 }
 IO_TIMEOUT_S = 60
+ALLOWED = re.compile(rb"\r\n(access-control-[^\r]*)")
 MESSAGE_ID = re.compile(rb'"(?:messageId|uuid)"\s*:\s*"([^"]+)"')
 
 
 class FaultyProxy:
     """Listens on loopback and forwards to `agent`, an address; `met` counts the faults, and
-    `refusals` holds what the agent itself answered other than 200."""
+    `refusals` holds what the agent itself answered other than 200. `waits_s` are the seconds from each
+    429 to the next request with one of its events."""
 
     def __init__(self, name, agent, seed, times, per_event_max):
         self.name = name
@@ -43,11 +48,15 @@ class FaultyProxy:
         self.met = dict.fromkeys((*FAULTS, "outage"), 0)
         self.requests = 0
         self.refusals = []
+        self.allowed = []
+        self.waits_s = []
+        self.told_to_wait = {}
         self.injected = {}
         self.orphans = set()
         self.lock = threading.Lock()
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.address = self.listener.getsockname()
+        self.url = f"http://127.0.0.1:{self.address[1]}"
         threading.Thread(target=self.accept, name=name, daemon=True).start()
 
     def close(self):
@@ -75,14 +84,19 @@ class FaultyProxy:
     def answer(self, client, request):
         """Answers one request, or returns False when the connection is to be reset."""
         head, body = request
+        if head.startswith(b"OPTIONS "):
+            answer = self.exchange(head + body)
+            if answer:
+                self.allowed = ALLOWED.findall(answer)
+                client.sendall(answer)
+            return answer is not None
         fault, ids = self.decide(body)
         if fault in ANSWERS:
             status, code, message = ANSWERS[fault]
             text = f'{{"success":false,"code":"{code}","message":"{message}"}}'
-            client.sendall(
-                f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
-                f"content-length: {len(text)}\r\n\r\n{text}".encode()
-            )
+            headers = ["content-type: application/json", "retry-after: 1", f"content-length: {len(text)}"]
+            headers += [line.decode() for line in self.allowed]
+            client.sendall("\r\n".join([f"HTTP/1.1 {status}", *headers, "", text]).encode())
             return True
         if fault == "reset":
             return False
@@ -104,6 +118,8 @@ class FaultyProxy:
         ids = MESSAGE_ID.findall(body)
         with self.lock:
             self.requests += 1
+            told = {self.told_to_wait.pop(each) for each in ids if each in self.told_to_wait}
+            self.waits_s.extend(time.monotonic() - moment for moment in told)
             most = max((self.injected.get(each, 0) for each in ids), default=self.per_event_max)
             if not self.plan or most >= self.per_event_max:
                 return None, ids
@@ -111,6 +127,8 @@ class FaultyProxy:
             self.met[fault] += 1
             for each in ids:
                 self.injected[each] = self.injected.get(each, 0) + 1
+            if fault == "429":
+                self.told_to_wait |= dict.fromkeys(ids, time.monotonic())
             return fault, ids
 
     def put_back(self, fault, ids):
