@@ -4,6 +4,9 @@
 //!
 //! [`crate::power_cut`] asks a real file system, which keeps to one of these ways; this asks for all of
 //! them. Entries of directories count as durable at once here; there they do not.
+//!
+//! With the store as it once was (segments of 512 KiB, its own flusher every 500 ms, a sync every 360 KiB of
+//! values) the long form lost 1,600 to 2,992 answered events in each of three runs, after 414 to 691 cuts.
 
 use std::collections::BTreeMap;
 use std::path::Path;
