@@ -6,6 +6,7 @@
 
 mod error;
 mod heads;
+mod outcome;
 mod swap;
 
 use std::collections::BTreeMap;

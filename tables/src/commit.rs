@@ -78,9 +78,9 @@ pub enum CommitError {
         /// The table.
         table: TableName,
     },
-    /// It is not known whether the commit happened, because the catalog could not be read. Reload
-    /// the table until it works and look at the watermark, or for `commit_id` in the snapshot
-    /// summaries. Delete no data file (EO-5).
+    /// It is not known whether the commit happened: the catalog could not be read, or the table has
+    /// moved on further than it remembers. Reload the table until it works and look at the watermark,
+    /// or for `commit_id` in the snapshot summaries. Delete no data file (EO-5).
     #[error("it is not known whether commit `{commit_id}` to `{table}` happened: {source}")]
     Unknown {
         /// The table.

@@ -13,8 +13,9 @@ use iceberg::{MetadataLocation, TableUpdate};
 use tracing::{debug, warn};
 
 use super::heads::Swap;
+use super::outcome::{Evidence, Outcome, resolve};
 use super::{Catalog, CatalogError, table_error};
-use crate::commit::{self, Change, CommitError};
+use crate::commit::{self, COMMIT_ID, Change, CommitError};
 use crate::durable;
 use crate::metrics;
 use crate::name::TableName;
@@ -75,7 +76,8 @@ impl Catalog {
                 metrics::snapshots_kept(&name.to_string(), kept);
                 debug!(table = %name, commit_id = %prepared.commit_id, "committed");
             }
-            // The head is known to be another one, so nothing can refer to these manifests.
+            // Another commit is known to have followed the base: nothing will ever refer to these
+            // manifests. An unknown outcome is no such knowledge (EO-5).
             Err(CommitError::Conflict { .. }) => self.delete(prepared.files).await,
             Err(_) => {}
         }
@@ -136,7 +138,7 @@ impl Catalog {
         }
         let mut pauses = READ_BACK_PAUSES_MS.into_iter();
         let unread = loop {
-            let outcome = self.outcome(name, base, location).await;
+            let outcome = self.outcome(name, base, location, commit_id).await;
             match (outcome, pauses.next()) {
                 (Ok(Outcome::Committed), _) => return Ok(()),
                 (Ok(Outcome::Overtaken), _) => {
@@ -151,6 +153,13 @@ impl Catalog {
                     });
                     return Err(CommitError::failed(name, source));
                 }
+                (Ok(Outcome::Unknown), _) => {
+                    let reason = "the log of its heads does not reach back to the base";
+                    break CatalogError::Refused {
+                        table: name.clone(),
+                        reason: reason.to_owned(),
+                    };
+                }
                 (Err(_), Some(pause)) => tokio::time::sleep(Duration::from_millis(pause)).await,
                 (Err(unread), None) => break unread,
             }
@@ -162,35 +171,37 @@ impl Catalog {
         })
     }
 
+    /// Reads what `resolve` needs to know.
     async fn outcome(
         &self,
         name: &TableName,
         base: &str,
-        location: &str,
+        ours: &str,
+        commit_id: &str,
     ) -> Result<Outcome, CatalogError> {
         let head = self.inner.heads.get(name).await?;
-        match head.as_deref() {
-            Some(head) if head == location => Ok(Outcome::Committed),
-            Some(head) if head == base => Ok(Outcome::NotCommitted),
-            Some(head) => {
-                let table = self.load_at(name, head).await?;
-                let mut log = table.metadata().metadata_log().iter();
-                let is_ancestor = log.any(|entry| entry.metadata_file == location);
-                Ok(if is_ancestor {
-                    Outcome::Committed
-                } else {
-                    Outcome::Overtaken
-                })
-            }
-            None => Err(CatalogError::NoSuchTable(name.clone())),
+        let head = head.ok_or_else(|| CatalogError::NoSuchTable(name.clone()))?;
+        let mut evidence = Evidence {
+            base,
+            ours,
+            head: &head,
+            log: &[],
+            has_snapshot: false,
+        };
+        if head == ours || head == base {
+            return Ok(resolve(evidence));
         }
+        let table = self.load_at(name, &head).await?;
+        let metadata = table.metadata();
+        let former = metadata.metadata_log().iter();
+        let log: Vec<&str> = former.map(|it| it.metadata_file.as_str()).collect();
+        evidence.log = &log;
+        evidence.has_snapshot = metadata.snapshots().any(|snapshot| {
+            let id = snapshot.summary().additional_properties.get(COMMIT_ID);
+            id.is_some_and(|id| id == commit_id)
+        });
+        Ok(resolve(evidence))
     }
-}
-
-enum Outcome {
-    Committed,
-    NotCommitted,
-    Overtaken,
 }
 
 fn apply(
@@ -242,34 +253,99 @@ mod tests {
     use crate::catalog::CatalogConfig;
     use crate::schema::{Partition, TableSpec};
 
+    /// A table with one commit, and the base of that commit.
+    struct Small {
+        catalog: Catalog,
+        name: TableName,
+        base: Table,
+        first: Table,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Small {
+        async fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let config = CatalogConfig {
+                uri: format!("sqlite://{}/catalog.db", directory.path().display()),
+                warehouse: directory.path().join("warehouse"),
+            };
+            let catalog = Catalog::open(&config).await.unwrap();
+            let arrow = Schema::new(vec![Field::new("id", DataType::Int64, false)]);
+            let name: TableName = "raw.small".parse().unwrap();
+            let spec = TableSpec::from_arrow(name.clone(), &arrow, Partition::None).unwrap();
+            let base = catalog.ensure(&spec).await.unwrap();
+            let first = catalog.commit(&base, Change::default()).await.unwrap();
+            Self {
+                catalog,
+                name,
+                base,
+                first,
+                _directory: directory,
+            }
+        }
+
+        /// Reads back what became of a commit on the base that wrote `ours`, after a lost answer.
+        async fn read_back(&self, ours: &str, commit_id: &str) -> Result<(), CommitError> {
+            let base = location(&self.base);
+            self.read_back_on(&base, ours, commit_id).await
+        }
+
+        async fn read_back_on(&self, base: &str, ours: &str, id: &str) -> Result<(), CommitError> {
+            let lost_answer = Some(CatalogError::NoSuchTable(self.name.clone()));
+            let read = self
+                .catalog
+                .read_back(&self.name, base, ours, id, lost_answer);
+            read.await
+        }
+    }
+
+    fn location(table: &Table) -> String {
+        table.metadata_location().unwrap().to_owned()
+    }
+
+    const NEVER: &str = "file:///never.metadata.json";
+
     #[tokio::test]
     async fn a_commit_that_was_built_upon_at_once_still_counts_as_committed() {
-        let directory = tempfile::tempdir().unwrap();
-        let config = CatalogConfig {
-            uri: format!("sqlite://{}/catalog.db", directory.path().display()),
-            warehouse: directory.path().join("warehouse"),
-        };
-        let catalog = Catalog::open(&config).await.unwrap();
-        let arrow = Schema::new(vec![Field::new("id", DataType::Int64, false)]);
-        let name: TableName = "raw.small".parse().unwrap();
-        let spec = TableSpec::from_arrow(name.clone(), &arrow, Partition::None).unwrap();
-        let base = catalog.ensure(&spec).await.unwrap();
-        let first = catalog.commit(&base, Change::default()).await.unwrap();
-        catalog.commit(&first, Change::default()).await.unwrap();
+        let small = Small::new().await;
+        let head = small.catalog.commit(&small.first, Change::default()).await;
+        let head = location(&head.unwrap());
+        let first = location(&small.first);
+        small.read_back(&first, "id").await.unwrap();
+        let lost = small.read_back(NEVER, "id").await;
+        assert!(matches!(lost, Err(CommitError::Conflict { .. })));
+        let unmoved = small.read_back_on(&head, NEVER, "id").await;
+        assert!(matches!(unmoved, Err(CommitError::Failed { .. })));
+        small.catalog.inner.heads.close().await;
+        let unread = small.read_back(&first, "id").await;
+        assert!(matches!(unread, Err(CommitError::Unknown { .. })));
+    }
 
-        let location = |table: &Table| table.metadata_location().unwrap().to_owned();
-        let (base, first) = (location(&base), location(&first));
-        let lost_answer = || Some(CatalogError::NoSuchTable(name.clone()));
-        let found = catalog.read_back(&name, &base, &first, "id", lost_answer());
-        assert!(found.await.is_ok());
-        let never = "file:///never.metadata.json";
-        let lost = catalog.read_back(&name, &base, never, "id", lost_answer());
-        assert!(matches!(lost.await, Err(CommitError::Conflict { .. })));
-        let head = catalog.inner.heads.get(&name).await.unwrap().unwrap();
-        let unmoved = catalog.read_back(&name, &head, never, "id", lost_answer());
-        assert!(matches!(unmoved.await, Err(CommitError::Failed { .. })));
-        catalog.inner.heads.close().await;
-        let unread = catalog.read_back(&name, &base, &first, "id", lost_answer());
-        assert!(matches!(unread.await, Err(CommitError::Unknown { .. })));
+    #[tokio::test]
+    async fn a_commit_that_the_log_no_longer_lists_is_not_taken_for_refused() {
+        let small = Small::new().await;
+        let mut head = small.first.clone();
+        let is_listed = |head: &Table| {
+            let mut log = head.metadata().metadata_log().iter();
+            log.any(|entry| entry.metadata_file == location(&small.first))
+        };
+        let mut commits = 0;
+        while commits == 0 || is_listed(&head) {
+            head = small
+                .catalog
+                .commit(&head, Change::default())
+                .await
+                .unwrap();
+            commits += 1;
+        }
+        assert!(commits > 40, "{commits} commits");
+        let first = small.first.metadata().current_snapshot().unwrap();
+        let id = &first.summary().additional_properties[COMMIT_ID];
+        small.read_back(&location(&small.first), id).await.unwrap();
+        // Nothing says any more whether a commit without a snapshot was there.
+        for ours in [&location(&small.first), NEVER] {
+            let unknown = small.read_back(ours, "id").await;
+            assert!(matches!(unknown, Err(CommitError::Unknown { .. })));
+        }
     }
 }
