@@ -7,6 +7,8 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 pub const REQUESTS: &str = "agent_requests_total";
 /// Open connections on the port and the socket; bounded by `http.connections_max`.
 pub const CONNECTIONS: &str = "agent_connections_open";
+/// Connections that were closed at a bound, label `reason`: `timeout`.
+pub const CONNECTIONS_CLOSED: &str = "agent_connections_closed_total";
 /// Memory that bodies in progress take; bounded by `http.memory_bytes_max`.
 pub const BODY_BYTES: &str = "agent_body_memory_bytes";
 /// Requests that wait for the disk; bounded by `buffer.queue_requests_max`.
@@ -101,6 +103,11 @@ pub const ALL: &[(&str, Kind, &str)] = &[
         CONNECTIONS,
         Kind::Gauge,
         "Open connections on the port and the socket",
+    ),
+    (
+        CONNECTIONS_CLOSED,
+        Kind::Counter,
+        "Connections closed at a bound, by `reason`: timeout",
     ),
     (
         BODY_BYTES,
@@ -301,6 +308,7 @@ const SHOWN_FROM_THE_START: &[(&str, &str, &[&str])] = &[
         "code",
         &["200", "400", "401", "408", "413", "429", "503"],
     ),
+    (CONNECTIONS_CLOSED, "reason", &["timeout"]),
     (
         EVENTS_RECEIVED,
         "verdict",

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use crate::buffer::{Buffer, OpenError};
 use crate::config::Config;
 use crate::metrics::OLDEST_AGE_SECONDS;
-use crate::reload::Reloader;
+use crate::reload::{Reloader, Settings};
 use crate::sequencer::Sequencer;
 use crate::shipper::{self, Credentials};
 use crate::source::{Socket, SocketError, Source};
@@ -195,6 +195,7 @@ pub async fn start(
         http,
         socket,
         admin_listener,
+        settings: settings.clone(),
         source,
         sequencer,
         sequencer_thread,
@@ -218,6 +219,7 @@ struct Parts {
     http: TcpListener,
     socket: Option<Socket>,
     admin_listener: TcpListener,
+    settings: Settings,
     source: Source,
     sequencer: Sequencer,
     sequencer_thread: std::thread::JoinHandle<()>,
@@ -231,6 +233,7 @@ impl Parts {
         let admin_stop = CancellationToken::new();
         let admin = tokio::spawn(serve_admin(
             self.admin_listener,
+            self.settings,
             self.status.clone(),
             admin_stop.clone(),
         ));
@@ -275,6 +278,7 @@ impl Parts {
 
 async fn serve_admin(
     listener: TcpListener,
+    settings: Settings,
     status: Arc<Status>,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
@@ -284,7 +288,8 @@ async fn serve_admin(
         ("/inspect", Arc::new(move || inspected.inspect())),
     ];
     let readiness = Arc::new(move || readiness.ready());
-    admin::serve_with(listener, readiness, documents, stop).await
+    let bounds = move || settings.now().admin.bounds();
+    admin::serve_with(listener, bounds, readiness, documents, stop).await
 }
 
 #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]

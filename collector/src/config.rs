@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use headwater_protocol::Limits;
+use headwater_service::admin;
 use headwater_service::config::ConfigError;
 use headwater_service::logging::LogConfig;
 use headwater_service::tls::TlsFiles;
@@ -83,20 +84,7 @@ impl Default for QuicConfig {
 }
 
 /// The `[admin]` section.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AdminConfig {
-    /// TCP address of `/metrics`, `/healthz` and `/readyz`. Default `127.0.0.1:7081`.
-    pub listen: SocketAddr,
-}
-
-impl Default for AdminConfig {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 7081)),
-        }
-    }
-}
+pub type AdminConfig = admin::AdminConfig<7081>;
 
 /// The `[commit]` section.
 #[derive(Debug, Clone, Deserialize)]
@@ -204,6 +192,7 @@ impl Config {
             limits,
             ..
         } = self;
+        self.admin.bounds().validate()?;
         let rules = [
             (
                 "quic.sessions_max",

@@ -284,6 +284,7 @@ impl Parts {
         let admin_stop = CancellationToken::new();
         let mut admin = tokio::spawn(admin::serve(
             admin,
+            self.shared.config.admin.bounds(),
             Arc::new(move || readiness.check()),
             admin_stop.clone(),
         ));

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use headwater_service::admin;
 use headwater_service::config::ConfigError;
 use headwater_service::logging::LogConfig;
 use headwater_tables::CatalogConfig;
@@ -57,20 +58,7 @@ impl Default for FlightConfig {
 }
 
 /// Settings of the `[admin]` section.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AdminConfig {
-    /// Address of `/metrics`, `/healthz` and `/readyz`. Default `127.0.0.1:7091`.
-    pub listen: SocketAddr,
-}
-
-impl Default for AdminConfig {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 7091)),
-        }
-    }
-}
+pub type AdminConfig = admin::AdminConfig<7091>;
 
 /// Settings of the `[tls]` section.
 #[derive(Debug, Clone, Deserialize)]
@@ -236,6 +224,7 @@ impl Config {
     /// [`ConfigError::Value`] names the key and what would be right.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.limits.validate()?;
+        self.admin.bounds().validate()?;
         self.validate_transport()?;
         self.validate_users()
     }

@@ -171,6 +171,7 @@ pub async fn start(
         flight: tokio::spawn(serving),
         admin: tokio::spawn(admin::serve(
             admin_listener,
+            config.admin.bounds(),
             readiness(Arc::clone(&probe), stop.clone()),
             stop.clone(),
         )),

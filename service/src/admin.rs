@@ -1,5 +1,8 @@
 //! The admin endpoint: `/metrics` (Prometheus), `/healthz` (the process runs), `/readyz` (it does its
 //! work) and what else a program tells about itself as JSON.
+//!
+//! Its connections are bounded in number, time and size, because nobody may be kept from looking at a
+//! program by clients that open connections and forget them.
 
 use std::convert::Infallible;
 use std::future::IntoFuture;
@@ -12,9 +15,149 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use serde::{Deserialize, Deserializer};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+use crate::config::ConfigError;
+use crate::connections::{self, Connections, Patience, Shown};
+use crate::places::Places;
+
+/// Open connections of the admin endpoint; bounded by `admin.connections_max`.
+pub const CONNECTIONS: &str = "admin_connections_open";
+
+/// Connections of the admin endpoint that were closed at a bound, label `reason`: `timeout`,
+/// `request_bytes`, `gave_way` (silent while another one needed a place).
+pub const CONNECTIONS_CLOSED: &str = "admin_connections_closed_total";
+
+/// The `[admin]` section, with the port of the default address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminConfig<const PORT: u16> {
+    /// TCP address of `/metrics`, `/healthz` and `/readyz`. Default `127.0.0.1:PORT`.
+    pub listen: SocketAddr,
+    /// As [`Bounds::connections_max`].
+    pub connections_max: usize,
+    /// As [`Bounds::timeout_ms`].
+    pub timeout_ms: u64,
+    /// As [`Bounds::request_bytes_max`].
+    pub request_bytes_max: u64,
+}
+
+impl<const PORT: u16> Default for AdminConfig<PORT> {
+    fn default() -> Self {
+        let bounds = Bounds::default();
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], PORT)),
+            connections_max: bounds.connections_max,
+            timeout_ms: bounds.timeout_ms,
+            request_bytes_max: bounds.request_bytes_max,
+        }
+    }
+}
+
+// Derived it would not be: serde's derive knows no const parameters.
+impl<'de, const PORT: u16> Deserialize<'de> for AdminConfig<PORT> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Given {
+            listen: Option<SocketAddr>,
+            connections_max: Option<usize>,
+            timeout_ms: Option<u64>,
+            request_bytes_max: Option<u64>,
+        }
+        let given = Given::deserialize(deserializer)?;
+        let default = Self::default();
+        Ok(Self {
+            listen: given.listen.unwrap_or(default.listen),
+            connections_max: given.connections_max.unwrap_or(default.connections_max),
+            timeout_ms: given.timeout_ms.unwrap_or(default.timeout_ms),
+            request_bytes_max: given.request_bytes_max.unwrap_or(default.request_bytes_max),
+        })
+    }
+}
+
+impl<const PORT: u16> AdminConfig<PORT> {
+    /// Returns the bounds of its connections.
+    pub fn bounds(&self) -> Bounds {
+        Bounds {
+            connections_max: self.connections_max,
+            timeout_ms: self.timeout_ms,
+            request_bytes_max: self.request_bytes_max,
+        }
+    }
+}
+
+/// The bounds of the admin endpoint's connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Most open connections, at least 2. Default 64: scrapers and probes need a few. Whoever takes the
+    /// last place is served once another has gone; one that is silent goes at once, the one that has
+    /// been so for longest first. More wait in the kernel's queue.
+    pub connections_max: usize,
+    /// Longest time without a byte of an answer, from the start of a connection or the answer before
+    /// it, in milliseconds; then it is closed. Default 30000: a slow disk may make a program think
+    /// for a while, and a scraper every 15 s keeps its connection.
+    pub timeout_ms: u64,
+    /// Most bytes of a request, in bytes; above it the connection is closed. Default 16 KiB: a head
+    /// with room for a proxy's additions.
+    pub request_bytes_max: u64,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            connections_max: 64,
+            timeout_ms: 30_000,
+            request_bytes_max: 16 * 1024,
+        }
+    }
+}
+
+impl Bounds {
+    /// Checks that they leave the endpoint of use.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] names the first key that cannot be used.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let rules = [
+            (
+                "admin.connections_max",
+                (2..=65_536).contains(&self.connections_max),
+                "must lie between 2 and 65536",
+            ),
+            (
+                "admin.timeout_ms",
+                (1000..=3_600_000).contains(&self.timeout_ms),
+                "must lie between 1000 and 3600000",
+            ),
+            (
+                "admin.request_bytes_max",
+                (1024..=1 << 20).contains(&self.request_bytes_max),
+                "must lie between 1 KiB and 1 MiB",
+            ),
+        ];
+        match rules.into_iter().find(|(_, holds, _)| !holds) {
+            None => Ok(()),
+            Some((key, _, message)) => Err(ConfigError::Value {
+                key,
+                message: message.to_owned(),
+            }),
+        }
+    }
+
+    fn of_connections(self) -> connections::Bounds {
+        connections::Bounds {
+            connections_max: self.connections_max,
+            timeout: Duration::from_millis(self.timeout_ms),
+            patience: Patience::Answers {
+                request_bytes_max: self.request_bytes_max,
+            },
+        }
+    }
+}
 
 /// Says whether a program does its work: `Ok`, or the reason why not as one line.
 pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -66,31 +209,49 @@ fn recorder() -> Option<&'static PrometheusHandle> {
         .as_ref()
 }
 
-/// Installs the metrics recorder. Call it before the first metric is described or counted.
+/// Installs the metrics recorder and shows the endpoint's own metrics. Call it before the first metric
+/// is described or counted.
 pub fn init_metrics() {
     if recorder().is_none() {
         tracing::warn!("another metrics recorder is installed; /metrics stays empty");
     }
+    describe_gauge!(
+        CONNECTIONS,
+        Unit::Count,
+        "Open connections of the admin endpoint"
+    );
+    describe_counter!(
+        CONNECTIONS_CLOSED,
+        Unit::Count,
+        "Connections of the admin endpoint closed at a bound, by `reason`: timeout, request_bytes, gave_way"
+    );
+    gauge!(CONNECTIONS).increment(0.0);
+    for reason in connections::REASONS {
+        counter!(CONNECTIONS_CLOSED, "reason" => reason).increment(0);
+    }
 }
 
-/// Serves the admin endpoint until `stop` is cancelled.
+/// Serves the admin endpoint within `bounds` until `stop` is cancelled.
 ///
 /// # Errors
 /// Returns the error of the accept loop.
 pub async fn serve(
     listener: TcpListener,
+    bounds: Bounds,
     readiness: Readiness,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
-    serve_with(listener, readiness, Vec::new(), stop).await
+    serve_with(listener, move || bounds, readiness, Vec::new(), stop).await
 }
 
-/// As [`serve`], with a document under each of these paths.
+/// As [`serve`], with a document under each of these paths, and bounds that may change meanwhile: they
+/// are asked for at each connection.
 ///
 /// # Errors
 /// As [`serve`].
 pub async fn serve_with(
     listener: TcpListener,
+    bounds: impl Fn() -> Bounds + Send + Sync + 'static,
     readiness: Readiness,
     documents: Vec<(&'static str, Document)>,
     stop: CancellationToken,
@@ -103,7 +264,16 @@ pub async fn serve_with(
     for (path, document) in documents {
         router = router.route(path, get(move || show(document.clone())));
     }
-    let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
+    let connections = Connections::new(
+        listener,
+        Places::new(bounds().connections_max),
+        move || bounds().of_connections(),
+        Shown {
+            open: CONNECTIONS,
+            closed: CONNECTIONS_CLOSED,
+        },
+    );
+    let served = axum::serve(connections, router).with_graceful_shutdown(stop.cancelled_owned());
     tokio::select! {
         result = served.into_future() => result,
         never = keep_up() => match never {},
@@ -176,7 +346,12 @@ mod tests {
         init_metrics();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stop = CancellationToken::new();
-        let served = tokio::spawn(serve(listener, Arc::new(|| Ok(())), stop.clone()));
+        let served = tokio::spawn(serve(
+            listener,
+            Bounds::default(),
+            Arc::new(|| Ok(())),
+            stop.clone(),
+        ));
         let before = resident_bytes();
         let mut bursts = tokio::time::interval(UPKEEP_INTERVAL * 2);
         bursts.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use headwater_service::admin::Bounds;
 use serde::Deserialize;
 
 use super::MIB;
@@ -72,6 +73,12 @@ impl Default for HttpConfig {
 pub struct AdminConfig {
     /// Address of `/metrics`, `/healthz`, `/readyz`. Default `127.0.0.1:7071`.
     pub listen: SocketAddr,
+    /// As [`Bounds::connections_max`].
+    pub connections_max: usize,
+    /// As [`Bounds::timeout_ms`].
+    pub timeout_ms: u64,
+    /// As [`Bounds::request_bytes_max`].
+    pub request_bytes_max: u64,
     /// Without a session, how old the oldest unacknowledged event may be before `/readyz` fails, in
     /// seconds. Default 60. Lower alarms on every collector restart.
     pub unacknowledged_age_max_s: u64,
@@ -79,9 +86,24 @@ pub struct AdminConfig {
 
 impl Default for AdminConfig {
     fn default() -> Self {
+        let bounds = Bounds::default();
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7071)),
+            connections_max: bounds.connections_max,
+            timeout_ms: bounds.timeout_ms,
+            request_bytes_max: bounds.request_bytes_max,
             unacknowledged_age_max_s: 60,
+        }
+    }
+}
+
+impl AdminConfig {
+    /// Returns the bounds of its connections.
+    pub fn bounds(&self) -> Bounds {
+        Bounds {
+            connections_max: self.connections_max,
+            timeout_ms: self.timeout_ms,
+            request_bytes_max: self.request_bytes_max,
         }
     }
 }

@@ -26,6 +26,7 @@ impl Config {
         self.validate_sizes()?;
         self.validate_times()?;
         self.validate_collectors()?;
+        self.admin.bounds().validate()?;
         let mut seen = HashSet::new();
         for entry in &self.write_keys {
             check(

@@ -5,11 +5,11 @@ use std::io::Read;
 use axum::body::{Body as HttpBody, Bytes};
 use flate2::read::MultiGzDecoder;
 use futures::StreamExt;
+use headwater_service::places::Places;
 use metrics::gauge;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::answer::Answer;
-use super::places::Places;
 use crate::metrics::BODY_BYTES;
 
 /// Memory is counted in units of this many bytes.

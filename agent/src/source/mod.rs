@@ -18,11 +18,10 @@
 mod answer;
 mod body;
 mod body_form;
-mod connections;
+mod door;
 mod endpoint;
 mod facts;
 mod msgpack;
-mod places;
 mod privacy;
 mod request;
 pub(crate) mod scan;
@@ -38,11 +37,13 @@ use axum::extract::{ConnectInfo, Request, State};
 use axum::http::Method;
 use axum::response::Response;
 use headwater_service::clock::SharedClock;
+use headwater_service::connections::{Bounds, Connections, Patience, Shown};
+use headwater_service::places::Places;
 use metrics::counter;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::{EVENTS_RECEIVED, REQUESTS};
+use crate::metrics::{CONNECTIONS, CONNECTIONS_CLOSED, EVENTS_RECEIVED, REQUESTS};
 use crate::reload::{Live, Settings};
 use crate::sequencer::{Entry, Sequencer};
 use crate::suppression::Suppression;
@@ -50,10 +51,9 @@ use crate::window::Fingerprinter;
 
 use answer::Answer;
 use body::Memory;
-use connections::{Connections, Door, Peer};
+use door::{Door, Peer};
 use endpoint::Endpoint;
 use facts::Facts;
-use places::Places;
 use request::{Item, Prepared};
 use skew::Skews;
 pub use socket::{Socket, SocketError};
@@ -117,7 +117,13 @@ impl Source {
         let router = Router::new().fallback(handle).with_state(self);
         let service = router.into_make_service_with_connect_info::<Peer>();
         let serve = |door| {
-            let connections = Connections::new(door, places.clone(), settings.clone());
+            let settings = settings.clone();
+            let bounds = move || bounds(&settings);
+            let shown = Shown {
+                open: CONNECTIONS,
+                closed: CONNECTIONS_CLOSED,
+            };
+            let connections = Connections::new(door, places.clone(), bounds, shown);
             axum::serve(connections, service.clone())
                 .with_graceful_shutdown(stop.clone().cancelled_owned())
                 .into_future()
@@ -207,6 +213,16 @@ impl Source {
             }
             Err(error) => Answer::of_append_error(&error, live.http.retry_after_s),
         }
+    }
+}
+
+/// Returns the bounds in force. A large body may come slowly, so only silence ends a connection.
+fn bounds(settings: &Settings) -> Bounds {
+    let live = settings.now();
+    Bounds {
+        connections_max: live.http.connections_max,
+        timeout: Duration::from_millis(live.http.idle_timeout_ms),
+        patience: Patience::Bytes,
     }
 }
 

@@ -8,6 +8,8 @@ use parking_lot::Mutex;
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::collector::{Collector, Manner, Tables};
 use crate::harness::{BASIC, PATIENCE, Site, batch, event, nobody, request, until};
@@ -201,4 +203,34 @@ async fn reload_names_what_needs_a_restart_and_refuses_a_wrong_file() {
             .unwrap()
             .contains("missing.key")
     );
+}
+
+#[tokio::test]
+async fn the_admin_endpoint_takes_up_other_bounds() {
+    let site = Site::new();
+    let base = config(&site, nobody());
+    let process = Process::start_with(&site, &base).await;
+    let mut silent = JoinSet::new();
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(process.admin).await.unwrap();
+        silent.spawn(async move { stream.read(&mut [0; 16]).await.unwrap_or(0) });
+    }
+    let open = process.metric("admin_connections_open").await;
+    assert!(open >= 21.0, "64 may be open, {open} are");
+    let fewer = format!("admin.connections_max = 4\n{base}");
+    reload(&process, &site, &fewer, "applied").await;
+    // The next one makes them go.
+    let open = process.metric("admin_connections_open").await;
+    assert!(open <= 4.0, "{open} are open");
+    for _ in 0..17 {
+        assert_eq!(silent.join_next().await.unwrap().unwrap(), 0);
+    }
+    let shorter = format!("admin.timeout_ms = 1000\n{base}");
+    reload(&process, &site, &shorter, "applied").await;
+    let mut stream = TcpStream::connect(process.admin).await.unwrap();
+    stream.write_all(b"GET /metrics").await.unwrap();
+    let ended = timeout(PATIENCE, stream.read(&mut [0; 16])).await;
+    assert_eq!(ended.expect("closed after a second").unwrap_or(0), 0);
+    let none = format!("admin.connections_max = 1\n{base}");
+    reload(&process, &site, &none, "invalid").await;
 }

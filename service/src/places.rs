@@ -6,15 +6,16 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The places; clones share them.
-#[derive(Clone)]
-pub(super) struct Places {
+#[derive(Debug, Clone)]
+pub struct Places {
     free: Arc<Semaphore>,
     /// How many there are, taken ones included.
     total: Arc<Mutex<usize>>,
 }
 
 impl Places {
-    pub(super) fn new(total: usize) -> Self {
+    /// Makes `total` places, all free.
+    pub fn new(total: usize) -> Self {
         let total = total.min(Semaphore::MAX_PERMITS);
         Self {
             free: Arc::new(Semaphore::new(total)),
@@ -23,8 +24,8 @@ impl Places {
     }
 
     /// Changes the bound. Taken places above a lower bound go away as they come back, which needs
-    /// further calls: make one before each attempt to take a place.
-    pub(super) fn resize(&self, wanted: usize) {
+    /// further calls: make one before each attempt to take a place. Returns whether it holds.
+    pub fn resize(&self, wanted: usize) -> bool {
         let wanted = wanted.min(Semaphore::MAX_PERMITS);
         let mut total = self.total.lock();
         if wanted > *total {
@@ -33,16 +34,17 @@ impl Places {
         } else if wanted < *total {
             *total -= self.free.forget_permits(*total - wanted);
         }
+        *total == wanted
     }
 
     /// Waits for a place. Cancelling the wait takes none.
-    pub(super) async fn acquire(&self) -> OwnedSemaphorePermit {
+    pub async fn acquire(&self) -> OwnedSemaphorePermit {
         let taken = self.free.clone().acquire_owned().await;
         taken.expect("never closed")
     }
 
     /// Takes `count` places at once, or none.
-    pub(super) fn try_acquire_many(&self, count: u32) -> Option<OwnedSemaphorePermit> {
+    pub fn try_acquire_many(&self, count: u32) -> Option<OwnedSemaphorePermit> {
         self.free.clone().try_acquire_many_owned(count).ok()
     }
 }
@@ -55,10 +57,10 @@ mod tests {
     fn a_lower_bound_holds_once_enough_places_came_back() {
         let places = Places::new(4);
         let held = places.try_acquire_many(3).unwrap();
-        places.resize(2);
+        assert!(!places.resize(2));
         assert!(places.try_acquire_many(1).is_none(), "three are taken");
         drop(held);
-        places.resize(2);
+        assert!(places.resize(2));
         assert!(places.try_acquire_many(3).is_none());
         assert!(places.try_acquire_many(2).is_some());
         places.resize(5);
