@@ -9,8 +9,8 @@ pub const REQUESTS: &str = "agent_requests_total";
 pub const CONNECTIONS: &str = "agent_connections_open";
 /// Connections that were closed at a bound, label `reason`: `timeout`.
 pub const CONNECTIONS_CLOSED: &str = "agent_connections_closed_total";
-/// Memory that bodies in progress take; bounded by `http.memory_bytes_max`.
-pub const BODY_BYTES: &str = "agent_body_memory_bytes";
+/// Memory that requests in progress take; bounded by `http.memory_bytes_max`.
+pub const REQUEST_BYTES: &str = "agent_request_memory_bytes";
 /// Requests that wait for the disk; bounded by `buffer.queue_requests_max`.
 pub const QUEUE_REQUESTS: &str = "agent_queue_requests";
 /// Event bytes that wait for the disk; bounded by `buffer.queue_bytes_max`.
@@ -110,9 +110,9 @@ pub const ALL: &[(&str, Kind, &str)] = &[
         "Connections closed at a bound, by `reason`: timeout",
     ),
     (
-        BODY_BYTES,
+        REQUEST_BYTES,
         Kind::Gauge,
-        "Memory that bodies in progress take",
+        "Memory that requests in progress take",
     ),
     (
         QUEUE_REQUESTS,
@@ -354,7 +354,7 @@ pub fn describe() {
     }
     for name in [
         CONNECTIONS,
-        BODY_BYTES,
+        REQUEST_BYTES,
         QUEUE_REQUESTS,
         QUEUE_BYTES,
         BATCHES_PREPARED,

@@ -56,9 +56,19 @@ impl Record {
         rmp_serde::encode::write(out, self).expect("writing to memory cannot fail");
     }
 
+    /// Returns how many bytes its MessagePack form takes at most; a few dozen too many.
+    pub fn encoded_bytes_max(&self) -> usize {
+        /// Twelve fields: their markers and lengths, numbers, and the names of kind and type.
+        const FIXED_BYTES: usize = 96;
+        let texts = [&self.sent_at, &self.ip, &self.user_agent];
+        let texts = texts.into_iter().flatten().map(String::len).sum::<usize>();
+        let ids = self.company_id.len() + self.source_id.len() + self.path.len();
+        FIXED_BYTES + ids + texts + self.body.len()
+    }
+
     /// Returns the MessagePack form.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.body.len() + 160);
+        let mut out = Vec::with_capacity(self.encoded_bytes_max());
         self.encode_into(&mut out);
         out
     }

@@ -90,9 +90,12 @@ impl Config {
             || "must lie between `http.body_bytes_max` and 256 MiB".to_owned(),
         )?;
         check(
-            http.memory_bytes_max >= http.inflated_bytes_max + http.body_bytes_max,
+            http.memory_bytes_max >= http.body_bytes_max + 3 * http.inflated_bytes_max,
             "http.memory_bytes_max",
-            || "must hold one largest body, packed and inflated".to_owned(),
+            || {
+                "must hold one largest request: `http.body_bytes_max` and three times                  `http.inflated_bytes_max` (inflated, as JSON where it was MessagePack, as records)"
+                    .to_owned()
+            },
         )?;
         check(
             http.event_bytes_max >= KIB

@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use headwater_protocol::Invalid;
 use serde::Serialize;
 
-use super::request::Counts;
+use super::memory::Reservation;
+use super::prepared::Counts;
 use crate::buffer::AppendError;
+
+/// An answer up to this is not counted while the client reads it: about as much as its head.
+const UNCOUNTED_BYTES_MAX: usize = 1024;
 
 /// An event that is stored for quarantine instead of being accepted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -48,10 +52,16 @@ pub(super) enum Answer {
     /// All events are durable.
     Stored {
         counts: Counts,
-        rejected: Vec<Rejected>,
+        /// By their places among the events.
+        rejected: Vec<(usize, Rejected)>,
+        /// What the answer takes.
+        memory: Reservation,
     },
     /// All events are durable; for a client that wants to hear it of each by its id.
-    StoredEach(Vec<Verdict>),
+    StoredEach {
+        verdicts: Vec<Verdict>,
+        memory: Reservation,
+    },
     /// No feature is on.
     Flags,
     /// The body was not read.
@@ -86,7 +96,7 @@ struct Stored<'a> {
     accepted: u64,
     duplicates: u64,
     suppressed: u64,
-    rejected: &'a [Rejected],
+    rejected: Vec<&'a Rejected>,
 }
 
 #[derive(Serialize)]
@@ -152,7 +162,8 @@ impl Answer {
 
     pub(super) fn into_response(self) -> Response<Body> {
         let (status, retry_after_s) = self.status();
-        let mut response = Response::new(Body::from(self.json()));
+        let is_preflight = matches!(self, Self::Preflight);
+        let mut response = Response::new(self.into_body());
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(
@@ -171,7 +182,7 @@ impl Answer {
         if let Some(seconds) = retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if matches!(self, Self::Preflight) {
+        if is_preflight {
             for (name, value) in [
                 (header::ACCESS_CONTROL_ALLOW_METHODS, "POST, OPTIONS"),
                 (
@@ -187,10 +198,22 @@ impl Answer {
         response
     }
 
+    fn into_body(self) -> Body {
+        let json = self.json();
+        match self {
+            Self::Stored { memory, .. } | Self::StoredEach { memory, .. }
+                if json.len() > UNCOUNTED_BYTES_MAX =>
+            {
+                Body::from(Bytes::from_owner(Counted::new(json, memory)))
+            }
+            _ => Body::from(json),
+        }
+    }
+
     fn status(&self) -> (StatusCode, Option<u32>) {
         match self {
             Self::Stored { .. }
-            | Self::StoredEach(_)
+            | Self::StoredEach { .. }
             | Self::Flags
             | Self::Ignored
             | Self::Preflight => (StatusCode::OK, None),
@@ -208,7 +231,7 @@ impl Answer {
         }
     }
 
-    fn json(&self) -> Vec<u8> {
+    pub(super) fn json(&self) -> Vec<u8> {
         let refused = |code: &str, message: &str| {
             to_json(&Refused {
                 success: false,
@@ -217,14 +240,16 @@ impl Answer {
             })
         };
         match self {
-            Self::Stored { counts, rejected } => to_json(&Stored {
+            Self::Stored {
+                counts, rejected, ..
+            } => to_json(&Stored {
                 success: true,
                 accepted: counts.accepted,
                 duplicates: counts.duplicates,
                 suppressed: counts.suppressed,
-                rejected,
+                rejected: rejected.iter().map(|(_, rejected)| rejected).collect(),
             }),
-            Self::StoredEach(verdicts) => to_json(&Results::of(verdicts)),
+            Self::StoredEach { verdicts, .. } => to_json(&Results::of(verdicts)),
             Self::Flags => to_json(&Flags::default()),
             Self::Ignored => br#"{"success":true}"#.to_vec(),
             Self::Preflight => b"{}".to_vec(),
@@ -252,6 +277,28 @@ impl Answer {
             Self::Unavailable { message, .. } => refused("unavailable", message),
             Self::Stopping => refused("unavailable", "the agent is stopping"),
         }
+    }
+}
+
+/// The bytes of an answer, which take memory until the client has read them.
+struct Counted {
+    json: Vec<u8>,
+    _memory: Reservation,
+}
+
+impl Counted {
+    fn new(json: Vec<u8>, mut memory: Reservation) -> Self {
+        memory.shrink(json.len() as u64);
+        Self {
+            json,
+            _memory: memory,
+        }
+    }
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.json
     }
 }
 

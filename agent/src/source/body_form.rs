@@ -3,10 +3,11 @@
 //! Each event keeps the bytes that the client sent; only MessagePack is rewritten, once, as JSON.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 use serde_json::value::RawValue;
 
 use super::endpoint::Endpoint;
@@ -41,6 +42,12 @@ impl Declared {
         }
     }
 }
+
+/// Memory of an event in a list, which has room for twice as many when it has just grown.
+const LISTED_BYTES: u64 = 2 * size_of::<Cow<'_, [u8]>>() as u64;
+
+/// Most bytes of JSON that a byte of MessagePack becomes: `false` and a comma, or a control character.
+const JSON_PER_BYTE: u64 = 6;
 
 /// How much a body may become.
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +88,26 @@ impl<'a> Parts<'a> {
         }
     }
 
+    /// Returns the most memory that cutting a body of `length` bytes can take, in bytes, beside it.
+    pub(super) fn bytes_max(
+        endpoint: Endpoint,
+        declared: Declared,
+        length: usize,
+        limits: Limits,
+    ) -> u64 {
+        let length = length as u64;
+        if let Endpoint::Single(_) = endpoint {
+            return LISTED_BYTES;
+        }
+        // An event and what parts it from the next one take two bytes; one too many is looked at.
+        let listed = (length / 2 + 1).min(limits.events_max as u64 + 1) * LISTED_BYTES;
+        let rewritten = match is_message_pack(endpoint, declared) {
+            true => (length * JSON_PER_BYTE).min(limits.bytes_max),
+            false => 0,
+        };
+        listed + rewritten
+    }
+
     /// Cuts `body` as `endpoint` takes it.
     pub(super) fn of(
         endpoint: Endpoint,
@@ -89,7 +116,7 @@ impl<'a> Parts<'a> {
         limits: Limits,
     ) -> Self {
         match (endpoint, declared) {
-            (Endpoint::Events, Declared::MessagePack) => {
+            _ if is_message_pack(endpoint, declared) => {
                 let events = msgpack::events(body, limits);
                 Self::anonymous(events.map(|events| events.into_iter().map(Cow::Owned).collect()))
             }
@@ -103,9 +130,7 @@ impl<'a> Parts<'a> {
     fn of_detected(body: &'a [u8], limits: Limits) -> Self {
         let text = body.trim_ascii();
         if text.starts_with(b"[") {
-            let events = serde_json::from_slice::<Bounded<'_>>(text)
-                .map_err(|_| Refusal::Unreadable("the body is not a JSON array"));
-            return Self::anonymous(events.and_then(|events| events.within(limits)));
+            return Self::anonymous(items(text, limits, "the body is not a JSON array"));
         }
         if serde_json::from_slice::<Fields<'_>>(text).is_ok() {
             return Self::of_object(Endpoint::Events, text, limits);
@@ -119,31 +144,83 @@ impl<'a> Parts<'a> {
             let refusal = Refusal::Unreadable("the body is not a JSON object");
             return Self::anonymous(Err(refusal));
         };
-        let text =
-            |name: &str| -> Option<String> { serde_json::from_str(fields.get(name)?.get()).ok() };
+        let text = |field: Option<&RawValue>| -> Option<String> {
+            serde_json::from_str(field?.get()).ok()
+        };
         let is_batch = matches!(endpoint, Endpoint::Batch | Endpoint::Capture);
         let one = || Ok(vec![Cow::Borrowed(body.trim_ascii())]);
-        let events = match fields.get("batch") {
+        let events = match fields.batch {
             _ if !is_batch => one(),
-            Some(batch) => serde_json::from_str::<Bounded<'_>>(batch.get())
-                .map_err(|_| Refusal::Unreadable("`batch` is not an array"))
-                .and_then(|events| events.within(limits)),
-            None if fields.contains_key("type") => one(),
+            Some(batch) => items(batch.get().as_bytes(), limits, "`batch` is not an array"),
+            None if fields.has_type => one(),
             None => Err(Refusal::Unreadable("there is no `batch`")),
         };
         Self {
-            write_key: text("writeKey").or_else(|| text("api_key")),
+            write_key: text(fields.write_key).or_else(|| text(fields.api_key)),
             // One event says it itself.
-            sent_at: text("sentAt")
-                .or_else(|| text("sent_at"))
+            sent_at: text(fields.sent_at)
+                .or_else(|| text(fields.sent_at_of_posthog))
                 .filter(|_| is_batch),
             events,
         }
     }
 }
 
-/// The fields of an event or a batch that the agent itself reads.
-type Fields<'a> = HashMap<Cow<'a, str>, &'a RawValue>;
+fn is_message_pack(endpoint: Endpoint, declared: Declared) -> bool {
+    endpoint == Endpoint::Events && declared == Declared::MessagePack
+}
+
+/// The fields of an event or a batch that the agent itself reads; others are not held.
+#[derive(Default)]
+struct Fields<'a> {
+    has_type: bool,
+    batch: Option<&'a RawValue>,
+    write_key: Option<&'a RawValue>,
+    api_key: Option<&'a RawValue>,
+    sent_at: Option<&'a RawValue>,
+    sent_at_of_posthog: Option<&'a RawValue>,
+}
+
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Fields::default();
+                while let Some(Key(key)) = map.next_key()? {
+                    let field = match &*key {
+                        "batch" => &mut fields.batch,
+                        "writeKey" => &mut fields.write_key,
+                        "api_key" => &mut fields.api_key,
+                        "sentAt" => &mut fields.sent_at,
+                        "sent_at" => &mut fields.sent_at_of_posthog,
+                        other => {
+                            fields.has_type |= other == "type";
+                            // Text in it that is none makes the body unreadable.
+                            map.next_value::<&RawValue>()?;
+                            continue;
+                        }
+                    };
+                    *field = Some(map.next_value()?);
+                }
+                Ok(fields)
+            }
+        }
+
+        deserializer.deserialize_map(Object)
+    }
+}
+
+/// A key, borrowed where nothing in it is escaped.
+#[derive(serde::Deserialize)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Cuts lines, each an event. A bad one is a bad event; when all are, the body is no such thing.
 fn lines(body: &[u8], limits: Limits) -> Result<Vec<Cow<'_, [u8]>>, Refusal> {
@@ -167,50 +244,51 @@ fn lines(body: &[u8], limits: Limits) -> Result<Vec<Cow<'_, [u8]>>, Refusal> {
     }
 }
 
-/// An array of JSON values of which no more than [`Bounded::LENGTH_MAX`] are held: a small body must
-/// not become a large list.
-struct Bounded<'a>(Vec<&'a RawValue>);
-
-impl Bounded<'_> {
-    /// Above every `http.request_events_max` that can be configured.
-    const LENGTH_MAX: usize = crate::config::REQUEST_EVENTS_MAX + 1;
-}
-
-impl<'a> Bounded<'a> {
-    fn within(self, limits: Limits) -> Result<Vec<Cow<'a, [u8]>>, Refusal> {
-        if self.0.len() > limits.events_max {
-            return Err(Refusal::TooMany);
-        }
-        let events = self.0.into_iter();
-        Ok(events
-            .map(|event| Cow::Borrowed(event.get().as_bytes()))
-            .collect())
+/// Cuts a JSON array, of which one item too many is held at most: a small body must not become a large
+/// list.
+fn items<'a>(
+    text: &'a [u8],
+    limits: Limits,
+    otherwise: &'static str,
+) -> Result<Vec<Cow<'a, [u8]>>, Refusal> {
+    let length_max = limits.events_max + 1;
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    let items = Items { length_max }.deserialize(&mut deserializer);
+    let items = items.and_then(|items| deserializer.end().map(|()| items));
+    match items {
+        Err(_) => Err(Refusal::Unreadable(otherwise)),
+        Ok(items) if items.len() == length_max => Err(Refusal::TooMany),
+        Ok(items) => Ok(items),
     }
 }
 
-impl<'de> Deserialize<'de> for Bounded<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Items;
+struct Items {
+    length_max: usize,
+}
 
-        impl<'de> Visitor<'de> for Items {
-            type Value = Bounded<'de>;
+impl<'de> DeserializeSeed<'de> for Items {
+    type Value = Vec<Cow<'de, [u8]>>;
 
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("an array")
-            }
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-                let mut held = Vec::new();
-                while held.len() < Bounded::LENGTH_MAX
-                    && let Some(item) = items.next_element()?
-                {
-                    held.push(item);
-                }
-                while items.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Bounded(held))
-            }
+impl<'de> Visitor<'de> for Items {
+    type Value = Vec<Cow<'de, [u8]>>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        let mut held = Vec::new();
+        while held.len() < self.length_max
+            && let Some(item) = items.next_element::<&RawValue>()?
+        {
+            held.push(Cow::Borrowed(item.get().as_bytes()));
         }
-
-        deserializer.deserialize_seq(Items)
+        while items.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(held)
     }
 }

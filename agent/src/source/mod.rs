@@ -11,7 +11,7 @@
 //! | 401 | no write key, or one that is not configured |
 //! | 404, 405 | no such path; not POST |
 //! | 408 | the body did not arrive in time |
-//! | 413 | the body is above a hard cap, of bytes or of events, or could never fit into the buffer |
+//! | 413 | the body is above a hard cap, of bytes or of events, or could never fit into memory or the buffer |
 //! | 429 | too much is waiting |
 //! | 503 | the buffer or the disk is full, or the agent stops |
 
@@ -21,7 +21,9 @@ mod body_form;
 mod door;
 mod endpoint;
 mod facts;
+mod memory;
 mod msgpack;
+mod prepared;
 mod privacy;
 mod request;
 pub(crate) mod scan;
@@ -45,16 +47,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{CONNECTIONS, CONNECTIONS_CLOSED, EVENTS_RECEIVED, REQUESTS};
 use crate::reload::{Live, Settings};
-use crate::sequencer::{Entry, Sequencer};
+use crate::sequencer::Sequencer;
 use crate::suppression::Suppression;
 use crate::window::Fingerprinter;
 
 use answer::Answer;
-use body::Memory;
 use door::{Door, Peer};
 use endpoint::Endpoint;
 use facts::Facts;
-use request::{Item, Prepared};
+use memory::Memory;
+use prepared::Prepared;
 use skew::Skews;
 pub use socket::{Socket, SocketError};
 
@@ -151,7 +153,7 @@ impl Source {
         }
         let live = self.shared.settings.now();
         let config = &live.http;
-        self.shared.memory.set_bytes(config.memory_bytes_max);
+        self.shared.memory.set_bytes_max(config.memory_bytes_max);
         let facts = Facts::of(
             &request,
             peer.map(|peer| peer.ip()),
@@ -186,21 +188,17 @@ impl Source {
         }
     }
 
-    async fn append(&self, live: &Live, prepared: Prepared) -> Answer {
-        let entry = |item: &Item| Entry {
-            record: item.record.encode(),
-            fingerprint: item.fingerprint,
-        };
-        let entries: Vec<Entry> = prepared.items.iter().map(entry).collect();
-        let bytes: usize = entries.iter().map(|entry| entry.record.len()).sum();
+    async fn append(&self, live: &Live, mut prepared: Prepared) -> Answer {
+        let entries = std::mem::take(&mut prepared.entries);
+        let count = entries.len();
         let (bytes_max, setting) = live.request_bytes_max();
-        if bytes as u64 > bytes_max {
+        if prepared.bytes > bytes_max {
             // No drain would make room for it: a client must not try for ever.
             return Answer::TooLarge { bytes_max, setting };
         }
         match self.sequencer.append(entries).await {
             Ok(duplicates) => {
-                let counts = prepared.counts(&duplicates);
+                let counts = prepared.counts(count, &duplicates);
                 for (verdict, count) in [
                     ("accepted", counts.accepted),
                     ("rejected", counts.rejected),

@@ -6,94 +6,32 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use headwater_protocol::{EventType, Head, Record, SourceKind, timestamp};
+use headwater_protocol::{EventType, Head, SourceKind, timestamp};
 
 use super::Shared;
-use super::answer::{Answer, Rejected, Verdict};
+use super::answer::{Answer, Rejected};
 use super::body::Body;
 use super::body_form::{Limits, Parts, Refusal};
 use super::endpoint::Endpoint;
 use super::facts::{Facts, cut};
+use super::memory::{ENTRY_BYTES, Need, Reservation};
+use super::prepared::Prepared;
 use super::privacy;
 use super::scan::{self, Place};
 use super::skew::Observation;
 use crate::config::WriteKey;
 use crate::reload::Live;
 use crate::suppression::List;
-use crate::window::Fingerprint;
 
 /// What is kept of a body that cannot be read, or of an event that is too large: as much as
 /// `raw.quarantine` keeps.
-const KEPT_BYTES: usize = 64 * 1024;
+pub(super) const KEPT_BYTES: usize = 64 * 1024;
 
 /// Bytes of a client's id that are given back to it; it may be the very thing that is wrong.
 const ID_BYTES_MAX: usize = 400;
 
 /// Longest text that may be a time, in bytes. Every event of a batch gets a copy.
 const TIME_BYTES_MAX: usize = 64;
-
-/// One event on its way to the buffer.
-pub(super) struct Item {
-    pub(super) record: Record,
-    /// `None` when the event has no id by which a retry could be told from another event.
-    pub(super) fingerprint: Option<Fingerprint>,
-    /// What the client hears when the event is stored for quarantine.
-    rejected: Option<Rejected>,
-}
-
-/// What is to be stored, and what the client hears then.
-#[derive(Default)]
-pub(super) struct Prepared {
-    pub(super) items: Vec<Item>,
-    /// Events of suppressed subjects, of which nothing is kept.
-    suppressed: u64,
-    /// What becomes of every event that has an id, where the answer names each.
-    verdicts: Option<Vec<Verdict>>,
-    /// The body as a whole was unreadable: this is the answer, once its bytes are stored.
-    unreadable: Option<Answer>,
-}
-
-/// What became of the events of a request; the sum is what was received (C-1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Counts {
-    pub(super) accepted: u64,
-    pub(super) rejected: u64,
-    pub(super) duplicates: u64,
-    pub(super) suppressed: u64,
-}
-
-impl Prepared {
-    /// Counts the events, once it is known which items, by their place, were duplicates.
-    pub(super) fn counts(&self, duplicates: &[usize]) -> Counts {
-        let all = self.items.len() as u64;
-        let rejected = self.rejected(duplicates).count() as u64;
-        let duplicates = duplicates.len() as u64;
-        Counts {
-            accepted: all - rejected - duplicates,
-            rejected,
-            duplicates,
-            suppressed: self.suppressed,
-        }
-    }
-
-    /// Returns what was stored for quarantine now; of a duplicate that was told before.
-    fn rejected<'a>(&'a self, duplicates: &'a [usize]) -> impl Iterator<Item = &'a Rejected> {
-        let items = self.items.iter().enumerate();
-        // The places are in order.
-        let stored = items.filter(|(place, _)| duplicates.binary_search(place).is_err());
-        stored.filter_map(|(_, item)| item.rejected.as_ref())
-    }
-
-    /// Returns the answer, once the events are durable.
-    pub(super) fn into_answer(self, duplicates: &[usize], counts: Counts) -> Answer {
-        let rejected = self.rejected(duplicates).cloned().collect();
-        match (self.unreadable, self.verdicts) {
-            (Some(answer), _) => answer,
-            (None, Some(verdicts)) => Answer::StoredEach(verdicts),
-            (None, None) => Answer::Stored { counts, rejected },
-        }
-    }
-}
 
 /// Turns a body into records and verdicts.
 pub(super) fn prepare(
@@ -107,17 +45,19 @@ pub(super) fn prepare(
         Some(key) => Some(known_key(live, key)?),
         None => None,
     };
-    let body = match body.inflate(live.http.inflated_bytes_max) {
-        Err(Answer::Unreadable(message)) => {
-            return unreadable(shared, facts, header_key, b"", message);
-        }
-        other => other?,
-    };
+    // Nothing is left of a body whose gzip is damaged.
+    let Body { bytes, mut memory } = body.inflate(live.http.inflated_bytes_max)?;
     let limits = Limits {
         events_max: live.http.request_events_max,
         bytes_max: live.http.inflated_bytes_max,
     };
-    let parts = Parts::of(endpoint, facts.declared, &body.bytes, limits);
+    memory.grow(Parts::bytes_max(
+        endpoint,
+        facts.declared,
+        bytes.len(),
+        limits,
+    ))?;
+    let parts = Parts::of(endpoint, facts.declared, &bytes, limits);
     let key = match (header_key, parts.write_key.as_deref()) {
         (Some(key), _) => Some(key),
         (None, Some(key)) => Some(known_key(live, key)?),
@@ -126,7 +66,7 @@ pub(super) fn prepare(
     let events = match parts.events {
         Ok(events) => events,
         Err(Refusal::Unreadable(message)) => {
-            return unreadable(shared, facts, key, &body.bytes, message);
+            return unreadable(shared, facts, key, &bytes, message, memory);
         }
         Err(Refusal::TooMany) => {
             return Err(Answer::TooMany {
@@ -145,24 +85,30 @@ pub(super) fn prepare(
     ))?;
     let sent_at = parts.sent_at.as_deref().or(facts.sent_at.as_deref());
     let sent_at = sent_at.filter(|text| text.len() <= TIME_BYTES_MAX);
+    let head_bytes = facts.record(key, None, sent_at, b"").encoded_bytes_max();
+    let event_bytes_max = live.http.event_bytes_max;
+    let need = Need::of(&events, head_bytes as u64, event_bytes_max);
+    memory.hold(bytes.len() as u64 + need.events + need.entries)?;
     let mut out = Preparation {
         shared,
         facts,
         key,
         suppressed: shared.suppression.now(),
-        event_bytes_max: live.http.event_bytes_max,
-        out: Prepared {
-            items: Vec::with_capacity(events.len()),
-            verdicts: (endpoint == Endpoint::Capture).then(Vec::new),
-            ..Prepared::default()
-        },
+        event_bytes_max,
+        out: Prepared::new(memory, events.len()),
     };
+    if endpoint == Endpoint::Capture {
+        out.out.verdicts = Some(Vec::new());
+    }
     for (index, event) in events.iter().enumerate() {
         match endpoint {
-            Endpoint::Single(kind) => out.add(index, event, Some(kind), None),
-            _ => out.add(index, event, None, sent_at),
+            Endpoint::Single(kind) => out.add(index, event, Some(kind), None)?,
+            _ => out.add(index, event, None, sent_at)?,
         }
     }
+    drop(events);
+    drop(bytes);
+    out.out.release_all_but(need.entries);
     Ok(out.out)
 }
 
@@ -179,18 +125,20 @@ fn unreadable(
     key: Option<&WriteKey>,
     body: &[u8],
     message: &'static str,
+    mut memory: Reservation,
 ) -> Result<Prepared, Answer> {
     let answer = Answer::Unreadable(message);
     let Some(key) = key.filter(|_| !body.is_empty()) else {
         return Err(answer);
     };
     if shared.suppression.now().concerns(&key.company) {
-        return Ok(Prepared {
-            suppressed: 1,
-            unreadable: Some(answer),
-            ..Prepared::default()
-        });
+        let mut out = Prepared::new(memory, 0);
+        out.suppressed = 1;
+        out.unreadable = Some(answer);
+        return Ok(out);
     }
+    // With its addresses cut, in its record, and encoded.
+    memory.hold(2 * body.len() as u64 + 3 * KEPT_BYTES as u64)?;
     let body = privacy::cut_addresses(body);
     let kept = &body[..body.len().min(KEPT_BYTES)];
     let rejected = Rejected {
@@ -199,15 +147,13 @@ fn unreadable(
         code: "payload_format",
         path: "$",
     };
-    Ok(Prepared {
-        items: vec![Item {
-            record: facts.record(key, None, None, kept),
-            fingerprint: None,
-            rejected: Some(rejected),
-        }],
-        unreadable: Some(answer),
-        ..Prepared::default()
-    })
+    let record = facts.record(key, None, None, kept).encode();
+    memory.shrink(record.len() as u64 + ENTRY_BYTES);
+    let mut out = Prepared::new(memory, 1);
+    out.unreadable = Some(answer);
+    out.reject(rejected)?;
+    out.add(record, None);
+    Ok(out)
 }
 
 struct Preparation<'a> {
@@ -220,14 +166,23 @@ struct Preparation<'a> {
 }
 
 impl Preparation<'_> {
-    fn add(&mut self, index: usize, event: &[u8], kind: Option<EventType>, sent_at: Option<&str>) {
+    /// Adds what stands for the event at `index` of the request.
+    ///
+    /// # Errors
+    /// As [`Reservation::hold`]: nothing of the request is stored then.
+    fn add(
+        &mut self,
+        index: usize,
+        event: &[u8],
+        kind: Option<EventType>,
+        sent_at: Option<&str>,
+    ) -> Result<(), Answer> {
         let head = Head::of(event, kind);
         let id = head.message_id.as_deref();
         let id = || id.map(|id| cut(id, ID_BYTES_MAX).to_owned());
         if self.suppressed.holds(&self.key.company, event) {
             self.out.suppressed += 1;
-            self.out.tell(id(), Some("suppressed"));
-            return;
+            return self.out.tell(id(), Some("suppressed"));
         }
         let event = privacy::cut_addresses(event);
         let is_whole = event.len() as u64 <= self.event_bytes_max;
@@ -251,13 +206,14 @@ impl Preparation<'_> {
         record.skew_ms = self.skew_ms(&head, &event, sent_at);
         let fingerprinter = self.shared.fingerprinter.as_ref();
         let fingerprinter = fingerprinter.filter(|_| is_whole && head.message_id.is_some());
+        let fingerprint = fingerprinter.map(|it| it.fingerprint(&record));
         let code = rejected.as_ref().map(|rejected| rejected.code);
-        self.out.tell(id(), code);
-        self.out.items.push(Item {
-            fingerprint: fingerprinter.map(|it| it.fingerprint(&record)),
-            record,
-            rejected,
-        });
+        self.out.tell(id(), code)?;
+        if let Some(rejected) = rejected {
+            self.out.reject(rejected)?;
+        }
+        self.out.add(record.encode(), fingerprint);
+        Ok(())
     }
 
     /// Notes what the event says about the clock of its device and returns what is known of it.
@@ -280,14 +236,6 @@ impl Preparation<'_> {
     }
 }
 
-impl Prepared {
-    fn tell(&mut self, id: Option<String>, refused: Option<&'static str>) {
-        if let (Some(verdicts), Some(id)) = (&mut self.verdicts, id) {
-            verdicts.push(Verdict { id, refused });
-        }
-    }
-}
-
 /// Returns `context.device.id`.
 fn device_id(event: &[u8]) -> Option<String> {
     let mut id = None;
@@ -298,3 +246,6 @@ fn device_id(event: &[u8]) -> Option<String> {
     });
     id.filter(|id| !id.is_empty())
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,6 +23,7 @@ mod power_cut;
 mod process;
 mod recorded_cut;
 mod reload;
+mod request_memory;
 mod shipping_collectors;
 mod shipping_network;
 mod shipping_poison;

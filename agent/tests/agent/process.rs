@@ -305,7 +305,7 @@ async fn gauges_follow_connections_and_bodies() {
     let gauges = async || {
         (
             process.metric("agent_connections_open").await,
-            process.metric("agent_body_memory_bytes").await,
+            process.metric("agent_request_memory_bytes").await,
             process.metric("agent_queue_requests").await,
         )
     };
@@ -314,7 +314,7 @@ async fn gauges_follow_connections_and_bodies() {
     let first = half_a_request(process.address, &half).await;
     let second = half_a_request(process.address, &half).await;
     until_async("both are seen", async || {
-        gauges().await == (2.0, 2.0 * 53_248.0, 0.0)
+        gauges().await == (2.0, 2.0 * 50_000.0, 0.0)
     })
     .await;
     drop((first, second));
