@@ -62,7 +62,7 @@ pub const SESSIONS: &str = "agent_sessions_total";
 /// 1 for the collector that events go to now, 0 for the others; label `collector`: its address.
 pub const COLLECTOR_CONNECTED: &str = "agent_collector_connected";
 /// Connections replaced by another without a break, labels `reason`: `certificates`, `age`,
-/// `preferred`, `settings`, `stalled`, and `result`: `done`, `failed`.
+/// `preferred`, `settings`, `stalled`, `retries`, and `result`: `done`, `failed`.
 pub const HANDOVERS: &str = "agent_handovers_total";
 /// Certificate sets found on disk, label `result`: `taken`, `refused`.
 pub const CERTIFICATE_RELOADS: &str = "agent_certificate_reloads_total";
@@ -261,7 +261,7 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (
         HANDOVERS,
         Kind::Counter,
-        "Connections replaced without a break, by `reason`: certificates, age, preferred, settings, stalled; and `result`: done, failed",
+        "Connections replaced without a break, by `reason`: certificates, age, preferred, settings, stalled, retries; and `result`: done, failed",
     ),
     (
         CERTIFICATE_RELOADS,

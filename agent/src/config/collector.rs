@@ -18,10 +18,11 @@ pub struct CollectorConfig {
     /// While shipping to another collector, how often those before it are tried, in milliseconds.
     /// Default 30000. Lower returns sooner and asks a dead collector more often.
     pub preferred_probe_ms: u64,
-    /// With more than one collector: how long one may neither answer nor read while batches wait for
-    /// it, in milliseconds; then the next that can be had takes over. The one that was left is not gone
-    /// back to for `preferred_probe_ms`, each time twice as long, up to 32 times. Default 20000: four
-    /// times the collector's commit interval. Lower leaves a loaded collector too soon.
+    /// How long a collector may neither answer nor read while batches wait for it, or answer nothing but
+    /// Retry, in milliseconds; then the next that can be had takes over. The one that was left is not
+    /// gone back to for `preferred_probe_ms`, each time twice as long, up to 32 times. One that hangs and
+    /// is alone gets a new connection, with the same pauses. Default 20000: four times the collector's
+    /// commit interval. Lower leaves a loaded collector too soon.
     pub stall_timeout_ms: u64,
     /// Most events in a batch; the collector may lower it. Default 5000.
     pub batch_events_max: u32,

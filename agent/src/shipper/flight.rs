@@ -165,6 +165,15 @@ impl<P: Clone> Flight<P> {
         }
     }
 
+    /// Lets everything that waits be sent again at once.
+    pub(super) fn hasten(&mut self, now: Instant) {
+        for place in self.places.values_mut() {
+            if let State::Waiting(due) = &mut place.state {
+                *due = now.min(*due);
+            }
+        }
+    }
+
     /// Notes that the batch at `first` was not answered; returns how often in a row.
     pub(super) fn unanswered(&mut self, first: Position) -> u32 {
         self.places.get_mut(&first).map_or(0, |place| {
@@ -365,6 +374,12 @@ mod tests {
         assert!(!flight.due(now).unwrap().is_lowest);
         assert_eq!(flight.wakes_at(now), Some(soon));
         assert_eq!(flight.due(soon).map(|again| again.first), Some(11));
+        flight.relaunch(21);
+        assert_eq!(flight.due(now), None);
+        flight.hasten(now);
+        assert_eq!(flight.due(now).map(|again| again.first), Some(11));
+        flight.relaunch(11);
+        assert_eq!(flight.due(soon), None, "what is underway stays so");
         assert_eq!(flight.unanswered(11), 1);
         assert_eq!(flight.unanswered(11), 2);
         flight.answered(11);

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   route        which collector, after what wait            (pure)
-//!   pauses       collectors that hung rest
+//!   pauses       collectors that did nothing rest
 //!   link         connection, Hello, Welcome
 //!   session      batches out                                 flight: its bookkeeping (pure)
 //!     answers      what comes back, and what follows

@@ -1,4 +1,5 @@
-//! Collectors that were left because they hung, and until when the agent does not go back to them.
+//! Collectors that were left because they hung or put everything off, and until when the agent does not go
+//! back to them.
 //!
 //! A hung collector may still say Welcome, and one under load may be slow for a while. The pause doubles
 //! each time, so that neither draws the events to and fro.

@@ -1,6 +1,7 @@
-//! How long a collector has shown no sign of life although batches wait for it.
+//! How long a collector has done nothing with the batches that wait for it: it shows no sign of life, or
+//! it only ever puts them off.
 //!
-//! An answer is such a sign, and so is credit: a collector that reads a large batch slowly lets the
+//! An answer is a sign of life, and so is credit: a collector that reads a large batch slowly lets the
 //! agent send more. Packets that keep the connection alive are none, a hung process sends them too.
 
 use std::time::Duration;
@@ -56,6 +57,34 @@ impl Silence {
     }
 }
 
+/// Since when a collector has answered nothing but Retry. Pure.
+#[derive(Debug, Default)]
+pub(super) struct Retries {
+    since: Option<Instant>,
+}
+
+impl Retries {
+    /// Notes a Retry.
+    pub(super) fn note(&mut self, now: Instant) {
+        self.since.get_or_insert(now);
+    }
+
+    /// Notes another answer.
+    pub(super) fn end(&mut self) {
+        self.since = None;
+    }
+
+    /// Says whether the last answer was one.
+    pub(super) fn last(&self) -> bool {
+        self.since.is_some()
+    }
+
+    /// Says whether they have lasted for `bound`.
+    pub(super) fn are_long(&self, bound: Duration, now: Instant) -> bool {
+        self.since.is_some_and(|since| now >= since + bound)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +113,19 @@ mod tests {
         assert!(!watch(|second| second / 8, BOUND * 10));
         assert!(!watch(|second| second.min(10), BOUND));
         assert!(watch(|second| second.min(10), BOUND * 2));
+    }
+
+    #[test]
+    fn retries_are_long_when_no_other_answer_comes_between() {
+        let start = Instant::now();
+        let mut retries = Retries::default();
+        assert!(!retries.are_long(BOUND, start + BOUND));
+        retries.note(start);
+        retries.note(start + BOUND / 2);
+        assert!(!retries.are_long(BOUND, start + BOUND - Duration::from_millis(1)));
+        assert!(retries.last() && retries.are_long(BOUND, start + BOUND));
+        retries.end();
+        assert!(!retries.last() && !retries.are_long(BOUND, start + BOUND));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Make before break: the connection in use ships on while the next one is opened and welcomed. If
 //! that fails, nothing has happened. Why a connection is replaced: its certificate files were, it is
-//! old, its collector hangs, one that is preferred may be back, or the settings changed.
+//! old, its collector hangs or only puts off, one that is preferred may be back, or the settings changed.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -29,7 +29,10 @@ pub(super) enum Reason {
     Age,
     Preferred,
     Settings,
+    /// The collector shows no sign of life.
     Stalled,
+    /// The collector answers nothing but Retry.
+    Retries,
 }
 
 impl Reason {
@@ -41,24 +44,32 @@ impl Reason {
             Self::Preferred => "preferred",
             Self::Settings => "settings",
             Self::Stalled => "stalled",
+            Self::Retries => "retries",
         }
     }
 
     /// Returns which collectors to try, in this order, when events go to number `current` of `count`.
-    fn candidates(self, current: usize, count: usize) -> Vec<usize> {
+    pub(super) fn candidates(self, current: usize, count: usize) -> Vec<usize> {
         match self {
             // Whoever comes before the present one.
             Self::Preferred => (0..current).collect(),
             // The list may be another one: from its beginning.
             Self::Settings => (0..count).collect(),
-            Self::Stalled => (current + 1..count).chain(0..current).collect(),
+            // Alone, it may do better on another connection.
+            Self::Stalled if count == 1 => vec![current],
+            Self::Stalled | Self::Retries => (current + 1..count).chain(0..current).collect(),
             Self::Certificates | Self::Age => vec![current],
         }
     }
 
     /// Says whether a collector that was left lately is passed over.
     fn heeds_pauses(self) -> bool {
-        matches!(self, Self::Preferred | Self::Stalled)
+        self == Self::Preferred || self.is_idle_collector()
+    }
+
+    /// Says whether the present collector does nothing with what waits for it.
+    pub(super) fn is_idle_collector(self) -> bool {
+        matches!(self, Self::Stalled | Self::Retries)
     }
 }
 
@@ -74,18 +85,18 @@ pub(super) struct Succession {
 pub(super) struct Successor {
     future: Pin<Box<dyn Future<Output = Succession> + Send>>,
     greeting: Arc<AtomicBool>,
-    is_stalled: bool,
+    urgent: Option<Reason>,
 }
 
 impl Successor {
-    /// Prepares to replace `link`, but not within the next `delay`; then at once by another collector
-    /// if the present one `is_stalled`, else when there is a reason.
+    /// Prepares to replace `link`, but not within the next `delay`; then at once if there is an `urgent`
+    /// reason, else when there is one.
     pub(super) fn of(
         shipper: &Shipper,
         live: &Arc<Live>,
         link: &Link,
         delay: Duration,
-        is_stalled: bool,
+        urgent: Option<Reason>,
     ) -> Self {
         let greeting = Arc::new(AtomicBool::new(false));
         let search = Search {
@@ -102,12 +113,12 @@ impl Successor {
         };
         let future = Box::pin(async move {
             tokio::time::sleep(delay).await;
-            search.run(is_stalled).await
+            search.run(urgent).await
         });
         Self {
             future,
             greeting,
-            is_stalled,
+            urgent,
         }
     }
 
@@ -122,9 +133,9 @@ impl Successor {
         self.greeting.load(Ordering::Relaxed)
     }
 
-    /// Says whether it was prepared for a collector that is stalled.
-    pub(super) fn is_stalled(&self) -> bool {
-        self.is_stalled
+    /// Returns the urgent reason that it was prepared for.
+    pub(super) fn urgent(&self) -> Option<Reason> {
+        self.urgent
     }
 }
 
@@ -142,10 +153,10 @@ struct Search {
 }
 
 impl Search {
-    async fn run(mut self, is_stalled: bool) -> Succession {
-        let reason = match is_stalled {
-            true => Reason::Stalled,
-            false => self.due().await,
+    async fn run(mut self, urgent: Option<Reason>) -> Succession {
+        let reason = match urgent {
+            Some(reason) => reason,
+            None => self.due().await,
         };
         let live = self.settings.now();
         let config = &live.collector;
@@ -219,8 +230,12 @@ mod tests {
         assert_eq!(list(Reason::Preferred, 1), [0]);
         assert_eq!(list(Reason::Preferred, 2), [0, 1]);
         assert_eq!(list(Reason::Settings, 1), [0, 1, 2]);
-        assert_eq!(list(Reason::Stalled, 0), [1, 2]);
-        assert_eq!(list(Reason::Stalled, 1), [2, 0]);
+        for reason in [Reason::Stalled, Reason::Retries] {
+            assert_eq!(list(reason, 0), [1, 2]);
+            assert_eq!(list(reason, 1), [2, 0]);
+        }
+        assert_eq!(Reason::Stalled.candidates(0, 1), [0]);
+        assert!(Reason::Retries.candidates(0, 1).is_empty());
         for reason in [Reason::Certificates, Reason::Age] {
             assert_eq!(list(reason, 2), [2]);
         }

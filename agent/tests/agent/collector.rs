@@ -250,12 +250,8 @@ impl Shared {
             (*count, seen.len())
         };
         match self.manner {
-            Manner::RetryFirst if sightings.0 == 1 => {
-                return BatchReply::Retry {
-                    after_ms: 5,
-                    reason: "busy".to_owned(),
-                };
-            }
+            Manner::RetryFirst | Manner::RetrySlowly(_) if sightings.0 == 1 => return retry(5),
+            Manner::RetryAll(after_ms) => return retry(after_ms),
             Manner::RefuseFirst if sightings == (1, 1) => {
                 self.tables.lock().refused += 1;
                 return BatchReply::Refused {
@@ -264,6 +260,9 @@ impl Shared {
                 };
             }
             Manner::Silent => std::future::pending().await,
+            Manner::SilentAtFirst if self.tables.lock().hellos.len() == 1 => {
+                std::future::pending().await
+            }
             Manner::RefuseAll => return self.refuse("nothing is taken"),
             Manner::Poison if holds_poison(header, records) => return self.refuse("poison"),
             Manner::SwallowThird if sightings == (1, 3) => {
@@ -273,7 +272,7 @@ impl Shared {
             Manner::SwallowThird if sightings.1 == 1 => self.swallowed.notified().await,
             _ => {}
         }
-        if let Manner::Slow(pause) = self.manner {
+        if let Manner::Slow(pause) | Manner::RetrySlowly(pause) = self.manner {
             let _turn = self.slowly.lock().await;
             slowly(pause).await;
         }
@@ -352,6 +351,13 @@ impl Shared {
         }
         // A group that never fills must not hang the test.
         drop(tokio::time::timeout(Duration::from_millis(100), freed).await);
+    }
+}
+
+fn retry(after_ms: u64) -> BatchReply {
+    BatchReply::Retry {
+        after_ms,
+        reason: "busy".to_owned(),
     }
 }
 

@@ -30,6 +30,12 @@ pub(crate) enum Manner {
     Reversed(usize),
     /// Never.
     Silent,
+    /// Never in the first session, at once in those that follow.
+    SilentAtFirst,
+    /// Each batch is asked for again after so many milliseconds, always.
+    RetryAll(u64),
+    /// Each batch is first asked for again, once; then one after the other, with this time for each.
+    RetrySlowly(Duration),
     /// One batch after the other, with this time for each.
     Slow(Duration),
     /// At once, when the body is read: at most 64 KiB, and then this time passes.

@@ -191,6 +191,78 @@ async fn agent_does_not_hop_between_slow_collectors() {
     assert_eq!(tables.lock().message_ids().len(), 80);
 }
 
+#[tokio::test]
+async fn hung_collector_that_is_alone_gets_another_connection() {
+    let site = Site::new();
+    let tables: Arc<Mutex<Tables>> = Arc::default();
+    let alone = Collector::start(&site, &tables, Manner::SilentAtFirst).await;
+    let mut config = site.config(alone.address);
+    config.collector.stall_timeout_ms = 200;
+    // Longer than the test may take.
+    config.collector.reply_timeout_ms = 600_000;
+    config.collector.connect_timeout_ms = 10_000;
+    let agent = Agent::start(config).await;
+    // More than may be in flight.
+    post_events(agent.address, "e", 1500, 10).await;
+    agent.until_drained().await;
+    agent.stop().await;
+    assert_eq!(visited(&tables), [alone.address; 2]);
+    assert_eq!(tables.lock().message_ids().len(), 1500, "each event once");
+    assert_eq!(tables.lock().epochs().len(), 1);
+}
+
+#[tokio::test]
+async fn slow_collector_that_is_alone_is_not_connected_to_again_and_again() {
+    let site = Site::new();
+    let tables: Arc<Mutex<Tables>> = Arc::default();
+    let slow = Collector::start(&site, &tables, Manner::Slow(Duration::from_millis(500))).await;
+    let mut config = site.config(slow.address);
+    config.collector.stall_timeout_ms = 100;
+    config.collector.connect_timeout_ms = 10_000;
+    config.collector.batch_events_max = 10;
+    let agent = Agent::start(config).await;
+    post_events(agent.address, "e", 80, 10).await;
+    agent.until_drained().await;
+    agent.stop().await;
+    // Each batch took five times as long as a stall.
+    assert_eq!(visited(&tables), [slow.address; 2]);
+    assert_eq!(tables.lock().message_ids().len(), 80);
+}
+
+#[tokio::test]
+async fn collector_that_only_ever_says_retry_is_left() {
+    // Soon, and later than the test may take.
+    for after_ms in [5, 300_000] {
+        let site = Site::new();
+        let tables: Arc<Mutex<Tables>> = Arc::default();
+        let busy = Collector::start(&site, &tables, Manner::RetryAll(after_ms)).await;
+        let other = Collector::start(&site, &tables, Manner::Prompt).await;
+        let agent = Agent::start(stalling(&site, &busy, &other, 500)).await;
+        post_events(agent.address, "e", 1500, 10).await;
+        agent.until_drained().await;
+        agent.stop().await;
+        assert_eq!(visited(&tables), [busy.address, other.address]);
+        assert_eq!(tables.lock().message_ids().len(), 1500, "each event once");
+    }
+}
+
+#[tokio::test]
+async fn collector_that_only_ever_says_retry_stays_when_it_is_alone() {
+    let site = Site::new();
+    let tables: Arc<Mutex<Tables>> = Arc::default();
+    let busy = Collector::start(&site, &tables, Manner::RetryAll(20)).await;
+    let mut config = site.config(busy.address);
+    config.collector.stall_timeout_ms = 100;
+    let agent = Agent::start(config).await;
+    post_events(agent.address, "e", 10, 10).await;
+    until("it has said so for many times as long as a stall", || {
+        tables.lock().batches > 50
+    })
+    .await;
+    agent.stop().await;
+    assert_eq!(visited(&tables), [busy.address]);
+}
+
 const PAUSE: Duration = Duration::from_millis(200);
 const STALL_MS: u64 = 3000;
 
@@ -216,6 +288,11 @@ async fn stays_with(manner: Manner, count: usize, padding: usize) {
 #[tokio::test]
 async fn collector_that_answers_slowly_is_not_left() {
     stays_with(Manner::Slow(PAUSE), 200, 10).await;
+}
+
+#[tokio::test]
+async fn collector_that_says_retry_beside_other_answers_is_not_left() {
+    stays_with(Manner::RetrySlowly(PAUSE), 200, 10).await;
 }
 
 #[tokio::test]

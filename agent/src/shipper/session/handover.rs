@@ -15,15 +15,13 @@ use crate::shipper::silence::Silence;
 use crate::shipper::successor::{Reason, Succession, Successor};
 
 impl Session<'_> {
-    pub(super) fn successor(&self, delay: Duration, is_stalled: bool) -> Successor {
-        Successor::of(self.shipper, &self.live, &self.link, delay, is_stalled)
+    pub(super) fn successor(&self, delay: Duration, urgent: Option<Reason>) -> Successor {
+        Successor::of(self.shipper, &self.live, &self.link, delay, urgent)
     }
 
-    /// Returns when to look for signs of life; never when there is nothing to wait for, or nobody else
-    /// to go to.
+    /// Returns when to look whether the collector does something; never when nothing waits for it.
     pub(super) fn looks_at(&self) -> Option<Instant> {
-        let others = self.live.collector.addresses.len() - 1;
-        let waits = others > 0 && !self.is_broken && !self.sendings.is_empty();
+        let waits = !self.is_broken && (!self.sendings.is_empty() || self.retries.last());
         waits.then(|| self.silence.looks_at())
     }
 
@@ -33,14 +31,27 @@ impl Session<'_> {
         self.silence.look(grants, Instant::now());
     }
 
-    /// Says whether the collector hangs and another one may be tried.
-    pub(super) fn is_stalled(&self) -> bool {
+    /// Returns why another connection is to be tried at once: the collector does nothing with what waits
+    /// for it, and there is one to try that was not left lately.
+    pub(super) fn urgent(&self) -> Option<Reason> {
         let now = Instant::now();
-        let pauses = &self.shipper.pauses;
-        let may_take = |it: &&String| **it != self.link.collector && pauses.end_of(it, now) <= now;
-        self.looks_at().is_some()
-            && self.silence.is_long(now)
-            && self.live.collector.addresses.iter().any(|it| may_take(&it))
+        let (addresses, pauses) = (&self.live.collector.addresses, &self.shipper.pauses);
+        let may_try = |reason: &Reason| {
+            let mut candidates = reason
+                .candidates(self.link.index, addresses.len())
+                .into_iter();
+            candidates.any(|it| pauses.end_of(&addresses[it], now) <= now)
+        };
+        let is_silent = !self.sendings.is_empty() && self.silence.is_long(now);
+        let reason = match self.is_broken {
+            true => None,
+            false if is_silent => Some(Reason::Stalled),
+            false => {
+                let are_long = self.retries.are_long(stall_timeout(&self.live), now);
+                are_long.then_some(Reason::Retries)
+            }
+        };
+        reason.filter(may_try)
     }
 
     pub(super) fn handover_delay(&self) -> Duration {
@@ -72,13 +83,19 @@ impl Session<'_> {
             }
         };
         self.handover_failures = 0;
-        let is_stalled = reason == Reason::Stalled;
-        if is_stalled {
+        let was_idle = reason.is_idle_collector();
+        if was_idle {
             let collector = &self.link.collector;
-            warn!(
-                collector,
-                "the collector neither answers nor reads; another one takes over"
-            );
+            match reason {
+                Reason::Retries => warn!(
+                    collector,
+                    "the collector asks for everything again and takes nothing; another one takes over"
+                ),
+                _ => warn!(
+                    collector,
+                    "the collector neither answers nor reads; another connection takes over"
+                ),
+            }
             let first = Duration::from_millis(live.collector.preferred_probe_ms);
             self.shipper.pauses.begin(collector, first, Instant::now());
         }
@@ -96,8 +113,10 @@ impl Session<'_> {
         self.live = live;
         let old = std::mem::replace(&mut self.link, welcomed.link);
         let was_broken = std::mem::replace(&mut self.is_broken, false);
-        // What a stalled collector was sent goes to the other one at once.
-        if !was_broken && !is_stalled {
+        // What an idle collector was sent, or has put off, goes out again at once.
+        if was_idle {
+            self.flight.hasten(Instant::now());
+        } else if !was_broken {
             let drain = Duration::from_millis(self.live.collector.handover_drain_ms);
             self.retired = Some(Retired {
                 link: old,
@@ -105,6 +124,7 @@ impl Session<'_> {
             });
         }
         self.silence = silence(&self.live);
+        self.retries.end();
         self.forget(welcomed.watermark);
         self.shipper.show_collector(&self.live, Some(&self.link));
         Ok(None)
@@ -129,6 +149,9 @@ impl Session<'_> {
 
 /// Returns the silence on a connection that has just come into use.
 pub(super) fn silence(live: &Live) -> Silence {
-    let bound = Duration::from_millis(live.collector.stall_timeout_ms);
-    Silence::new(bound, Instant::now())
+    Silence::new(stall_timeout(live), Instant::now())
+}
+
+fn stall_timeout(live: &Live) -> Duration {
+    Duration::from_millis(live.collector.stall_timeout_ms)
 }

@@ -35,7 +35,7 @@ use super::error::SessionError;
 use super::flight::{Again, Attempt, Flight};
 use super::link::{self, Link, Welcomed};
 use super::reader::{Ahead, Fresh, Reader};
-use super::silence::Silence;
+use super::silence::{Retries, Silence};
 use super::wire::{Delivery, Packed, blocking, deliver, pack, pack_substitute};
 use crate::buffer::{Buffer, Limits, Stretch};
 use crate::metrics::{BATCHES_IN_FLIGHT, BATCHES_PREPARED};
@@ -94,6 +94,7 @@ pub(super) struct Session<'a> {
     /// When anything was answered last.
     answered_at: Instant,
     silence: Silence,
+    retries: Retries,
     handover_failures: u32,
 }
 
@@ -151,6 +152,7 @@ impl<'a> Session<'a> {
             acked,
             answered_at: Instant::now(),
             silence: handover::silence(&live),
+            retries: Retries::default(),
             handover_failures: 0,
             live,
         }
@@ -168,14 +170,14 @@ impl<'a> Session<'a> {
     /// Ships until the session fails, is replaced, or `stop`; then waits for answers at most
     /// `collector.stop_drain_ms`.
     pub(super) async fn run(&mut self, stop: &CancellationToken) -> Result<End, SessionError> {
-        let mut successor = self.successor(Duration::ZERO, false);
+        let mut successor = self.successor(Duration::ZERO, None);
         loop {
             self.send_again();
             self.let_retired_go();
             self.show();
-            let is_stalled = self.is_stalled();
-            if is_stalled != successor.is_stalled() && !successor.is_greeting() {
-                successor = self.successor(self.handover_delay(), is_stalled);
+            let urgent = self.urgent();
+            if urgent != successor.urgent() && !successor.is_greeting() {
+                successor = self.successor(self.handover_delay(), urgent);
             }
             let now = Instant::now();
             let wakes_at = self.flight.wakes_at(now);
@@ -196,7 +198,7 @@ impl<'a> Session<'a> {
                 }
                 made = successor.made() => match self.succeed(made)? {
                     Some(end) => return Ok(end),
-                    None => successor = self.successor(self.handover_delay(), false),
+                    None => successor = self.successor(self.handover_delay(), None),
                 },
                 Some(ahead) = self.ahead.recv(), if !self.is_broken => match ahead {
                     Ahead::Fresh(fresh) => self.send(fresh),
