@@ -91,7 +91,8 @@ pub type AdminConfig = admin::AdminConfig<7081>;
 #[serde(deny_unknown_fields, default)]
 pub struct CommitConfig {
     /// Shortest time between the starts of two commits. Default 5000 ms: events are queryable within
-    /// about ten seconds. Lower makes more and smaller files; higher delays acks and fills buffers.
+    /// about ten seconds. Lower makes more and smaller files; higher delays acks and fills buffers. The
+    /// agents' `collector.stall_timeout_ms` should be four times this.
     pub interval_ms: u64,
     /// Staged bytes (uncompressed bodies) that start a commit before the interval is over. Default
     /// 64 MiB.

@@ -57,7 +57,7 @@ impl<const PORT: u16> Default for AdminConfig<PORT> {
     }
 }
 
-// Derived it would not be: serde's derive knows no const parameters.
+// By hand, because serde's derive panics on a const parameter beside `default`.
 impl<'de, const PORT: u16> Deserialize<'de> for AdminConfig<PORT> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
@@ -97,8 +97,8 @@ pub struct Bounds {
     /// last place is served once another has gone; one that is silent goes at once, the one that has
     /// been so for longest first. More wait in the kernel's queue.
     pub connections_max: usize,
-    /// Longest time without a byte of an answer, from the start of a connection or the answer before
-    /// it, in milliseconds; then it is closed. Default 30000: a slow disk may make a program think
+    /// Longest time that a connection may be silent, take to ask and be answered, or leave an answer
+    /// unread, in milliseconds; then it is closed. Default 30000: a slow disk may make a program think
     /// for a while, and a scraper every 15 s keeps its connection.
     pub timeout_ms: u64,
     /// Most bytes of a request, in bytes; above it the connection is closed. Default 16 KiB: a head

@@ -33,12 +33,14 @@ pub struct HttpConfig {
     pub request_events_max: usize,
     /// Most open connections; more wait in the kernel's queue. Default 2048.
     pub connections_max: usize,
-    /// Silence after which a connection is closed, in milliseconds. Default 75000: longer than the
+    /// Time after which a connection is closed that is silent, or leaves its answer unread, in milliseconds.
+    /// Default 75000: longer than the
     /// keep-alive of common clients. Must be above the longest commit.
     pub idle_timeout_ms: u64,
     /// Memory that requests in progress may take together, in bytes, from the first byte of a body to
     /// the last of its answer; above it 429, and 413 for one that would not fit alone. Default 128 MiB:
-    /// twice the largest request. At least `body_bytes_max` and three times `inflated_bytes_max`.
+    /// about twice the largest request. At least `body_bytes_max` and three times `inflated_bytes_max`; with
+    /// a high `request_events_max` some hundred bytes more for each event.
     pub memory_bytes_max: u64,
     /// Longest time to read a body, in milliseconds; then 408. Default 30000.
     pub read_timeout_ms: u64,

@@ -93,7 +93,8 @@ impl Config {
             http.memory_bytes_max >= http.body_bytes_max + 3 * http.inflated_bytes_max,
             "http.memory_bytes_max",
             || {
-                "must hold one largest request: `http.body_bytes_max` and three times                  `http.inflated_bytes_max` (inflated, as JSON where it was MessagePack, as records)"
+                "must hold one largest body: `http.body_bytes_max` and three times \
+                 `http.inflated_bytes_max` (inflated, as JSON where it was MessagePack, as records)"
                     .to_owned()
             },
         )?;

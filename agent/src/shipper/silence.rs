@@ -57,31 +57,37 @@ impl Silence {
     }
 }
 
-/// Since when a collector has answered nothing but Retry. Pure.
+/// How long a collector has answered nothing but Retry. Pure.
 #[derive(Debug, Default)]
 pub(super) struct Retries {
-    since: Option<Instant>,
+    /// When the first and the last one came.
+    span: Option<(Instant, Instant)>,
 }
 
 impl Retries {
     /// Notes a Retry.
     pub(super) fn note(&mut self, now: Instant) {
-        self.since.get_or_insert(now);
+        let (first, _) = self.span.unwrap_or((now, now));
+        self.span = Some((first, now));
     }
 
     /// Notes another answer.
     pub(super) fn end(&mut self) {
-        self.since = None;
+        self.span = None;
     }
 
     /// Says whether the last answer was one.
-    pub(super) fn last(&self) -> bool {
-        self.since.is_some()
+    pub(super) fn goes_on(&self) -> bool {
+        self.span.is_some()
     }
 
-    /// Says whether they have lasted for `bound`.
-    pub(super) fn are_long(&self, bound: Duration, now: Instant) -> bool {
-        self.since.is_some_and(|since| now >= since + bound)
+    /// Says whether they have lasted for `bound`. While something `is_underway` only the last one counts:
+    /// the collector may be reading.
+    pub(super) fn are_long(&self, bound: Duration, now: Instant, is_underway: bool) -> bool {
+        self.span.is_some_and(|(first, last)| {
+            let until = if is_underway { last } else { now };
+            until >= first + bound
+        })
     }
 }
 
@@ -119,13 +125,19 @@ mod tests {
     fn retries_are_long_when_no_other_answer_comes_between() {
         let start = Instant::now();
         let mut retries = Retries::default();
-        assert!(!retries.are_long(BOUND, start + BOUND));
+        assert!(!retries.are_long(BOUND, start + BOUND, false));
         retries.note(start);
         retries.note(start + BOUND / 2);
-        assert!(!retries.are_long(BOUND, start + BOUND - Duration::from_millis(1)));
-        assert!(retries.last() && retries.are_long(BOUND, start + BOUND));
+        assert!(!retries.are_long(BOUND, start + BOUND - Duration::from_millis(1), false));
+        assert!(retries.goes_on() && retries.are_long(BOUND, start + BOUND, false));
+        assert!(
+            !retries.are_long(BOUND, start + BOUND, true),
+            "it may be reading"
+        );
+        retries.note(start + BOUND);
+        assert!(retries.are_long(BOUND, start + BOUND, true));
         retries.end();
-        assert!(!retries.last() && !retries.are_long(BOUND, start + BOUND));
+        assert!(!retries.goes_on() && !retries.are_long(BOUND, start + BOUND, false));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures::FutureExt;
 use headwater_protocol::AgentId;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -155,7 +156,8 @@ struct Search {
 impl Search {
     async fn run(mut self, urgent: Option<Reason>) -> Succession {
         let reason = match urgent {
-            Some(reason) => reason,
+            // Others may stand in new settings, and a certificate can run out meanwhile.
+            Some(urgent) => self.changed().now_or_never().unwrap_or(urgent),
             None => self.due().await,
         };
         let live = self.settings.now();
@@ -183,6 +185,17 @@ impl Search {
         }
     }
 
+    /// Waits until the settings or the certificates differ from those in use.
+    async fn changed(&mut self) -> Reason {
+        let used = self.used.clone();
+        let newer = |now: &Arc<Credentials>| !Arc::ptr_eq(now, &used);
+        tokio::select! {
+            biased;
+            () = self.settings.until_shipping_differs(&self.held) => Reason::Settings,
+            Ok(_) = self.credentials.wait_for(newer) => Reason::Certificates,
+        }
+    }
+
     /// Waits until the connection in use should be replaced.
     async fn due(&mut self) -> Reason {
         let probe = self.held.collector.preferred_probe_ms;
@@ -192,14 +205,12 @@ impl Search {
         let preferred = &self.held.collector.addresses[..self.index];
         let ends = preferred.iter().map(|it| self.pauses.end_of(it, now));
         let returns_at = ends.min().map_or(now, |end| end.max(now + probe));
-        let used = self.used.clone();
-        let newer = |now: &Arc<Credentials>| !Arc::ptr_eq(now, &used);
+        let (index, old_at) = (self.index, self.old_at);
         tokio::select! {
             biased;
-            () = self.settings.until_shipping_differs(&self.held) => Reason::Settings,
-            Ok(_) = self.credentials.wait_for(newer) => Reason::Certificates,
-            () = sleep_until(self.old_at) => Reason::Age,
-            () = sleep_until(returns_at), if self.index > 0 => Reason::Preferred,
+            reason = self.changed() => reason,
+            () = sleep_until(old_at) => Reason::Age,
+            () = sleep_until(returns_at), if index > 0 => Reason::Preferred,
         }
     }
 

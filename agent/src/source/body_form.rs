@@ -49,6 +49,9 @@ const LISTED_BYTES: u64 = 2 * size_of::<Cow<'_, [u8]>>() as u64;
 /// Most bytes of JSON that a byte of MessagePack becomes: `false` and a comma, or a control character.
 const JSON_PER_BYTE: u64 = 6;
 
+/// Longest write key or time that a body is asked for, in bytes of JSON: either would be a copy.
+const TEXT_BYTES_MAX: usize = 4096;
+
 /// How much a body may become.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
@@ -130,7 +133,8 @@ impl<'a> Parts<'a> {
     fn of_detected(body: &'a [u8], limits: Limits) -> Self {
         let text = body.trim_ascii();
         if text.starts_with(b"[") {
-            return Self::anonymous(items(text, limits, "the body is not a JSON array"));
+            let array = serde_json::Deserializer::from_slice(text);
+            return Self::anonymous(items(array, limits, "the body is not a JSON array"));
         }
         if serde_json::from_slice::<Fields<'_>>(text).is_ok() {
             return Self::of_object(Endpoint::Events, text, limits);
@@ -145,13 +149,17 @@ impl<'a> Parts<'a> {
             return Self::anonymous(Err(refusal));
         };
         let text = |field: Option<&RawValue>| -> Option<String> {
-            serde_json::from_str(field?.get()).ok()
+            let field = field.filter(|field| field.get().len() <= TEXT_BYTES_MAX)?;
+            serde_json::from_str(field.get()).ok()
         };
         let is_batch = matches!(endpoint, Endpoint::Batch | Endpoint::Capture);
         let one = || Ok(vec![Cow::Borrowed(body.trim_ascii())]);
         let events = match fields.batch {
             _ if !is_batch => one(),
-            Some(batch) => items(batch.get().as_bytes(), limits, "`batch` is not an array"),
+            Some(batch) => {
+                let array = serde_json::Deserializer::from_str(batch.get());
+                items(array, limits, "`batch` is not an array")
+            }
             None if fields.has_type => one(),
             None => Err(Refusal::Unreadable("there is no `batch`")),
         };
@@ -247,14 +255,13 @@ fn lines(body: &[u8], limits: Limits) -> Result<Vec<Cow<'_, [u8]>>, Refusal> {
 /// Cuts a JSON array, of which one item too many is held at most: a small body must not become a large
 /// list.
 fn items<'a>(
-    text: &'a [u8],
+    mut array: serde_json::Deserializer<impl serde_json::de::Read<'a>>,
     limits: Limits,
     otherwise: &'static str,
 ) -> Result<Vec<Cow<'a, [u8]>>, Refusal> {
     let length_max = limits.events_max + 1;
-    let mut deserializer = serde_json::Deserializer::from_slice(text);
-    let items = Items { length_max }.deserialize(&mut deserializer);
-    let items = items.and_then(|items| deserializer.end().map(|()| items));
+    let items = Items { length_max }.deserialize(&mut array);
+    let items = items.and_then(|items| array.end().map(|()| items));
     match items {
         Err(_) => Err(Refusal::Unreadable(otherwise)),
         Ok(items) if items.len() == length_max => Err(Refusal::TooMany),

@@ -234,3 +234,28 @@ async fn the_admin_endpoint_takes_up_other_bounds() {
     let none = format!("admin.connections_max = 1\n{base}");
     reload(&process, &site, &none, "invalid").await;
 }
+
+#[tokio::test]
+async fn another_list_is_taken_up_while_the_collector_only_says_retry() {
+    let site = Site::new();
+    let tables: Arc<Mutex<Tables>> = Arc::default();
+    let busy = Collector::start(&site, &tables, Manner::RetryAll(5)).await;
+    let other = Collector::start(&site, &tables, Manner::Prompt).await;
+    let base = config(&site, busy.address);
+    let base = base.replace("[collector]", "[collector]\nstall_timeout_ms = 100");
+    let list = |second: SocketAddr| {
+        let first = format!("\"{}\"", busy.address);
+        let with = base.replace(&first, &format!("{first}, \"{second}\""));
+        assert_ne!(with, base);
+        with
+    };
+    let process = Process::start_with(&site, &list(nobody())).await;
+    assert_eq!(status(process.address, "key-1").await, 200);
+    let in_vain = "agent_handovers_total{reason=\"retries\",result=\"failed\"}";
+    above(&process, in_vain, 0.0).await;
+    let changed = base.replace(&busy.address.to_string(), &other.address.to_string());
+    reload(&process, &site, &changed, "applied").await;
+    until("it goes to the other", || tables.lock().ids.len() == 1).await;
+    let visits = tables.lock().visits.clone();
+    assert_eq!(visits.last().unwrap().0, other.address);
+}

@@ -18,9 +18,13 @@ const MEMORY_BYTES_MAX: u64 = 13 * MIB;
 const EVENTS: usize = 20_000;
 
 async fn start(site: &Site) -> Process {
+    start_with(site, "").await
+}
+
+async fn start_with(site: &Site, more: &str) -> Process {
     let text = config(site, nobody());
     let settings = format!(
-        "http.body_bytes_max = {MIB}\nhttp.inflated_bytes_max = {}\nhttp.memory_bytes_max = {MEMORY_BYTES_MAX}\n{text}",
+        "{more}http.body_bytes_max = {MIB}\nhttp.inflated_bytes_max = {}\nhttp.memory_bytes_max = {MEMORY_BYTES_MAX}\n{text}",
         4 * MIB
     );
     Process::start_with(site, &settings).await
@@ -100,10 +104,11 @@ async fn a_request_that_would_not_fit_alone_is_not_asked_for_again() {
     assert_eq!(held(&process).await, 0.0);
 }
 
-#[tokio::test]
-async fn an_answer_counts_until_it_is_read() {
-    let site = Site::new();
-    let process = start(&site).await;
+/// Requests so often that the kernel cannot take all answers.
+const UNREAD: usize = 20;
+
+/// Sends requests whose answers nobody reads.
+async fn ask_and_do_not_read(address: SocketAddr) -> TcpStream {
     // Each event is told of by its place: 1.5 MB.
     let body = packed(BAD, EVENTS);
     let head = format!(
@@ -112,10 +117,33 @@ async fn an_answer_counts_until_it_is_read() {
         BASIC.1,
         body.len()
     );
-    let mut stream = TcpStream::connect(process.address).await.unwrap();
-    // The kernel takes some of the answers.
-    let requests = [head.as_bytes(), &body].concat().repeat(20);
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let requests = [head.as_bytes(), &body].concat().repeat(UNREAD);
     stream.write_all(&requests).await.unwrap();
+    stream
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_reads_is_given_up() {
+    let site = Site::new();
+    let process = start_with(&site, "http.idle_timeout_ms = 1000\n").await;
+    let stream = ask_and_do_not_read(process.address).await;
+    let closed = "agent_connections_closed_total{reason=\"timeout\"}";
+    until_async("its connection is closed", async || {
+        process.metric(closed).await == 1.0
+    })
+    .await;
+    until_async("all is given back", async || held(&process).await == 0.0).await;
+    let answered = process.metric("agent_requests_total{code=\"200\"}").await;
+    assert!((1.0..UNREAD as f64).contains(&answered), "{answered}");
+    drop(stream);
+}
+
+#[tokio::test]
+async fn an_answer_counts_until_it_is_read() {
+    let site = Site::new();
+    let process = start(&site).await;
+    let stream = ask_and_do_not_read(process.address).await;
     let mut before = (0.0, 0.0);
     until_async("an answer waits", async || {
         let answered = process.metric("agent_requests_total{code=\"200\"}").await;
@@ -126,7 +154,7 @@ async fn an_answer_counts_until_it_is_read() {
     })
     .await;
     let (_, answered) = before;
-    assert!((1.0..20.0).contains(&answered), "{answered} answered");
+    assert!((1.0..UNREAD as f64).contains(&answered), "{answered}");
     drop(stream);
     until_async("all is given back", async || held(&process).await == 0.0).await;
 }

@@ -73,10 +73,11 @@ pub struct Bounds {
 /// What is waited for on an open connection; each time that it comes, the wait begins again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
-    /// Any byte of the client: for requests that are large and come slowly.
+    /// Any byte of the client, or that it reads one of an answer: for requests that are large and come
+    /// slowly.
     Bytes,
-    /// Bytes of the next answer: a head that never ends is no better than silence, nor is an answer
-    /// that is not read. A request above `request_bytes_max` ends the connection. Whoever takes the
+    /// The first byte of a request, or that a byte of its answer is read: a head that never ends is no
+    /// better than silence. A request above `request_bytes_max` ends the connection. Whoever takes the
     /// last place makes the connection go that has been silent for longest.
     Answers {
         /// Most bytes of a client between two answers.
@@ -229,7 +230,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
                 Poll::Ready(self.watch.heard(bytes))
             }
             Poll::Ready(error) => Poll::Ready(error),
-            Poll::Pending => self.watch.poll_while_reading(cx).map(Err),
+            Poll::Pending => self.watch.poll_end(cx).map(Err),
         }
     }
 }
@@ -243,7 +244,7 @@ impl<S: AsyncWrite + Unpin> Connection<S> {
         match written {
             Poll::Ready(Ok(bytes)) => self.watch.told(bytes),
             Poll::Ready(Err(_)) => {}
-            Poll::Pending => return self.watch.poll_while_writing(cx).map(Err),
+            Poll::Pending => return self.watch.poll_end(cx).map(Err),
         }
         written
     }

@@ -18,6 +18,8 @@ struct Row {
     next: u64,
     /// Each waits for the call to give its place up.
     members: BTreeMap<u64, CancellationToken>,
+    /// Somebody waits for a place.
+    is_waited: bool,
     /// There was a call and nobody to hear it: the next that falls silent does.
     is_owed: bool,
 }
@@ -48,12 +50,15 @@ impl Silent {
     /// Calls for a place: the connection that has been silent for longest, or else the next that falls
     /// silent, gives its own up.
     pub(super) fn call(&self) {
-        self.0.lock().call();
+        let mut row = self.0.lock();
+        row.is_waited = true;
+        row.call();
     }
 
-    /// Takes a call back that nobody has heard.
+    /// Notes that there is a place: nobody is called any more.
     pub(super) fn take_back(&self) {
-        self.0.lock().is_owed = false;
+        let mut row = self.0.lock();
+        (row.is_waited, row.is_owed) = (false, false);
     }
 }
 
@@ -89,7 +94,9 @@ impl Member {
         };
         let mut row = self.silent.0.lock();
         if row.members.remove(&number).is_none() {
-            row.call();
+            if row.is_waited {
+                row.call();
+            }
             (self.token, self.called) = call();
         }
     }
@@ -113,4 +120,49 @@ fn call() -> (CancellationToken, Pin<Box<WaitForCancellationFutureOwned>>) {
     let token = CancellationToken::new();
     let called = Box::pin(token.clone().cancelled_owned());
     (token, called)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_called(member: &mut Member) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        member.poll_called(&mut cx).is_ready()
+    }
+
+    #[test]
+    fn a_call_is_heard_by_who_has_been_silent_for_longest_and_goes_on_when_that_one_speaks() {
+        let silent = Silent::default();
+        let [mut first, mut second, mut third] = [(); 3].map(|()| silent.add());
+        first.speak();
+        silent.call();
+        assert!(!is_called(&mut first) && is_called(&mut second) && !is_called(&mut third));
+        second.speak();
+        assert!(!is_called(&mut second), "it is in use after all");
+        assert!(is_called(&mut third));
+        third.speak();
+        assert!(
+            ![&mut first, &mut second, &mut third]
+                .into_iter()
+                .any(is_called)
+        );
+        second.fall_silent();
+        assert!(is_called(&mut second), "the call was owed");
+        first.fall_silent();
+        assert!(!is_called(&mut first), "one call is heard by one");
+    }
+
+    #[test]
+    fn a_call_that_was_taken_back_is_owed_to_nobody() {
+        let silent = Silent::default();
+        silent.call();
+        silent.take_back();
+        let [mut first, mut second] = [(); 2].map(|()| silent.add());
+        assert!(!is_called(&mut first));
+        silent.call();
+        silent.take_back();
+        first.speak();
+        assert!(!is_called(&mut second), "nobody waits for a place any more");
+    }
 }

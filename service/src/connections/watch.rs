@@ -61,22 +61,26 @@ impl Watch {
             return Ok(());
         }
         request.member.speak();
+        let is_first = request.bytes == 0;
         request.bytes += bytes as u64;
         if request.bytes > request.bytes_max {
             return Err(self.close("request_bytes"));
+        }
+        if is_first {
+            self.restart();
         }
         Ok(())
     }
 
     /// Notes that `bytes` of an answer were written.
     pub(super) fn told(&mut self, bytes: usize) {
-        let Some(request) = &mut self.request else {
+        if bytes == 0 {
             return;
-        };
-        if bytes > 0 {
-            request.is_told = true;
-            self.restart();
         }
+        if let Some(request) = &mut self.request {
+            request.is_told = true;
+        }
+        self.restart();
     }
 
     /// Notes that all there was to write is written: after a part of an answer, that was its end.
@@ -88,8 +92,9 @@ impl Watch {
         }
     }
 
-    /// Resolves to an error when nothing has come for too long, or the place is called for.
-    pub(super) fn poll_while_reading(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+    /// Resolves to an error when what is waited for has not come for too long, or an answer has not been
+    /// read for so long, or the place is called for.
+    pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let called = |it: &mut Request| it.member.poll_called(cx).is_ready();
         if self.request.as_mut().is_some_and(called) {
             return Poll::Ready(self.close("gave_way"));
@@ -100,14 +105,6 @@ impl Watch {
             .map(|()| self.close("timeout"))
     }
 
-    /// Resolves to an error when an answer has not been read for too long.
-    pub(super) fn poll_while_writing(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        match self.request {
-            None => Poll::Pending,
-            Some(_) => self.poll_while_reading(cx),
-        }
-    }
-
     fn restart(&mut self) {
         let deadline = Instant::now() + self.timeout;
         self.deadline.as_mut().reset(deadline);
@@ -116,5 +113,54 @@ impl Watch {
     fn close(&self, reason: &'static str) -> io::Error {
         counter!(self.closed, "reason" => reason).increment(1);
         io::ErrorKind::TimedOut.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn watch(patience: Patience) -> Watch {
+        let bounds = Bounds {
+            connections_max: 1,
+            timeout: Duration::from_secs(3600),
+            patience,
+        };
+        Watch::new(bounds, &Silent::default(), "unused")
+    }
+
+    /// Says whether the wait begins again with what `happens`.
+    fn restarts(watch: &mut Watch, happens: impl FnOnce(&mut Watch)) -> bool {
+        let before = watch.deadline.deadline();
+        happens(watch);
+        watch.deadline.deadline() > before
+    }
+
+    #[tokio::test]
+    async fn a_request_and_each_part_of_its_answer_that_is_read_have_the_whole_time() {
+        let mut watch = watch(Patience::Answers {
+            request_bytes_max: 100,
+        });
+        for _ in 0..2 {
+            assert!(restarts(&mut watch, |it| it.heard(10).unwrap()), "asked");
+            assert!(
+                !restarts(&mut watch, |it| it.heard(10).unwrap()),
+                "its rest"
+            );
+            assert!(!restarts(&mut watch, |it| it.heard(0).unwrap()), "no more");
+            assert!(restarts(&mut watch, |it| it.told(1000)), "answered");
+            assert!(restarts(&mut watch, |it| it.told(1000)), "its rest");
+            assert!(!restarts(&mut watch, Watch::flushed));
+        }
+        assert!(watch.heard(101).is_err(), "above the bound");
+    }
+
+    #[tokio::test]
+    async fn a_large_request_may_come_slowly() {
+        let mut watch = watch(Patience::Bytes);
+        for _ in 0..2 {
+            assert!(restarts(&mut watch, |it| it.heard(1000).unwrap()));
+            assert!(restarts(&mut watch, |it| it.told(1000)));
+        }
     }
 }

@@ -45,9 +45,11 @@ impl Session<'_> {
             Delivery::Answered(reply) => {
                 self.answered_at = now;
                 self.silence.end(now);
-                match reply {
-                    BatchReply::Retry { .. } => self.retries.note(now),
-                    _ => self.retries.end(),
+                if sending.connection == self.link.connection.stable_id() {
+                    match reply {
+                        BatchReply::Retry { .. } => self.retries.note(now),
+                        _ => self.retries.end(),
+                    }
                 }
                 self.flight.answered(first);
                 self.take(first, last, reply, sending.started).await

@@ -21,7 +21,7 @@ impl Session<'_> {
 
     /// Returns when to look whether the collector does something; never when nothing waits for it.
     pub(super) fn looks_at(&self) -> Option<Instant> {
-        let waits = !self.is_broken && (!self.sendings.is_empty() || self.retries.last());
+        let waits = !self.is_broken && (!self.sendings.is_empty() || self.retries.goes_on());
         waits.then(|| self.silence.looks_at())
     }
 
@@ -42,14 +42,16 @@ impl Session<'_> {
                 .into_iter();
             candidates.any(|it| pauses.end_of(&addresses[it], now) <= now)
         };
-        let is_silent = !self.sendings.is_empty() && self.silence.is_long(now);
-        let reason = match self.is_broken {
-            true => None,
-            false if is_silent => Some(Reason::Stalled),
-            false => {
-                let are_long = self.retries.are_long(stall_timeout(&self.live), now);
-                are_long.then_some(Reason::Retries)
-            }
+        let is_underway = !self.sendings.is_empty();
+        let bound = stall_timeout(&self.live);
+        let reason = if self.is_broken {
+            None
+        } else if is_underway && self.silence.is_long(now) {
+            Some(Reason::Stalled)
+        } else if self.retries.are_long(bound, now, is_underway) {
+            Some(Reason::Retries)
+        } else {
+            None
         };
         reason.filter(may_try)
     }
