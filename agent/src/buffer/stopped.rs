@@ -20,7 +20,8 @@ use super::files::{self, Identity};
 use super::generation::{self, Generation, StoreError};
 use super::inspect::{GenerationView, Inspection, Tally, Walked, quarantined, walk};
 use super::marks::Marks;
-use super::{guess_marks, list_generations, refused};
+use super::open::{guess_marks, list_generations};
+use super::refused;
 
 /// Why a stopped buffer cannot be read.
 #[derive(Debug, thiserror::Error)]

@@ -121,14 +121,14 @@ fn write_refused(out: &mut String, refused: &Refused) -> std::fmt::Result {
     for (reason, number) in &refused.reasons {
         writeln!(out, "  {}: {reason}", counted(*number, "event"))?;
     }
-    if refused.unreadable > 0 {
-        writeln!(
-            out,
-            "  UNREADABLE: {}",
-            counted(refused.unreadable, "event")
-        )?;
+    write_unreadable(out, refused.unreadable)
+}
+
+fn write_unreadable(out: &mut String, events: u64) -> std::fmt::Result {
+    match events {
+        0 => Ok(()),
+        events => writeln!(out, "  UNREADABLE: {}", counted(events, "event")),
     }
-    Ok(())
 }
 
 fn write_generation(out: &mut String, generation: &GenerationView) -> std::fmt::Result {
@@ -150,13 +150,7 @@ fn write_generation(out: &mut String, generation: &GenerationView) -> std::fmt::
     {
         writeln!(out, "  received from {oldest} to {newest}")?;
     }
-    if contents.unreadable > 0 {
-        writeln!(
-            out,
-            "  UNREADABLE: {}",
-            counted(contents.unreadable, "event")
-        )?;
-    }
+    write_unreadable(out, contents.unreadable)?;
     for source in &contents.sources {
         writeln!(
             out,
