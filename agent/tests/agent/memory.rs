@@ -39,15 +39,6 @@ fn settings(site: &Site, collector: std::net::SocketAddr) -> String {
     config_at(site, collector, &site.buffer(), room).replace("linger_ms = 5", "linger_ms = 200")
 }
 
-/// Most memory that the process has had in RAM so far, in bytes.
-fn peak_rss(process: &Process) -> u64 {
-    let id = process.child.id().unwrap();
-    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.unwrap().trim().trim_end_matches(" kB");
-    kib.parse::<u64>().unwrap() * 1024
-}
-
 async fn send(process: &Process, events_per_s: Option<f64>, time: Duration) -> Outcome {
     let load = Load {
         address: process.address,
@@ -79,9 +70,9 @@ async fn live_events_take_little_memory() {
     let tables = Arc::new(Mutex::new(Tables::default()));
     let collector = Collector::start(&site, &tables, Manner::Counting).await;
     let process = Process::start_with(&site, &settings(&site, collector.address)).await;
-    let idle = peak_rss(&process);
+    let idle = process.peak_rss();
     let outcome = send(&process, Some(LIVE_EVENTS_PER_S), extent().live).await;
-    let peak = peak_rss(&process);
+    let peak = process.peak_rss();
     println!(
         "{} events at {:.0} events/s: {} MiB at the start, {} MiB at most",
         outcome.events,
@@ -110,7 +101,7 @@ async fn a_backlog_takes_disk_and_little_memory() {
         assert!(outcome.events > 0 && outcome.refused == 0, "{outcome:?}");
         stored += outcome.events;
     }
-    let full = peak_rss(&process);
+    let full = process.peak_rss();
     println!(
         "{stored} events in {} generations: {} MiB at most",
         process.metric("agent_buffer_generations").await,
@@ -125,7 +116,7 @@ async fn a_backlog_takes_disk_and_little_memory() {
     let process = Process::start_with(&site, &settings(&site, collector.address)).await;
     let live = send(&process, Some(2_000.0), Duration::from_secs(2)).await;
     until_drained(&process).await;
-    let drained = peak_rss(&process);
+    let drained = process.peak_rss();
     let committed: u64 = tables.lock().watermarks.values().sum();
     println!(
         "{committed} events drained beside {} live ones: {} MiB at most",

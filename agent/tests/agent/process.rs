@@ -124,6 +124,15 @@ impl Process {
             .find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
             .unwrap_or(0.0)
     }
+
+    /// Returns the most memory that it has had in RAM so far, in bytes.
+    pub(crate) fn peak_rss(&self) -> u64 {
+        let id = self.child.id().unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.unwrap().trim().trim_end_matches(" kB");
+        kib.parse::<u64>().unwrap() * 1024
+    }
 }
 
 /// Builds the library to be preloaded from this source beside the tests.

@@ -51,15 +51,6 @@ async fn held(process: &Process) -> f64 {
     process.metric("agent_request_memory_bytes").await
 }
 
-/// Most memory that the process has had in RAM so far, in bytes.
-fn peak_rss(process: &Process) -> u64 {
-    let id = process.child.id().unwrap();
-    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.unwrap().trim().trim_end_matches(" kB");
-    kib.parse::<u64>().unwrap() * 1024
-}
-
 #[tokio::test]
 async fn what_events_become_counts_before_it_is_made() {
     let site = Site::new();
@@ -164,7 +155,7 @@ async fn a_flood_of_small_events_stays_within_the_memory() {
     let site = Site::new();
     let process = start(&site).await;
     assert_eq!(post_many(process.address, SMALL, 10).await.status, 200);
-    let idle = peak_rss(&process);
+    let idle = process.peak_rss();
     let address = process.address;
     let mut flood = JoinSet::new();
     for _ in 0..64 {
@@ -179,7 +170,7 @@ async fn a_flood_of_small_events_stays_within_the_memory() {
     let statuses: Vec<u16> = flood.join_all().await.concat();
     let count = |status| statuses.iter().filter(|it| **it == status).count();
     let (taken, refused) = (count(200), count(429));
-    let grown = peak_rss(&process) - idle;
+    let grown = process.peak_rss() - idle;
     println!(
         "{taken} requests of {EVENTS} events taken, {refused} refused: {} MiB at the start, {} more",
         idle / MIB,
