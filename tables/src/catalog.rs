@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use error::CatalogError;
-use heads::HeadStore;
+use heads::SqliteHeads;
+pub use heads::{Heads, Swap};
 use iceberg::io::{FileIO, FileIOBuilder, LocalFsStorageFactory};
 use iceberg::spec::{TableMetadata, TableMetadataBuilder};
 use iceberg::table::Table;
@@ -61,6 +62,18 @@ impl Default for CatalogConfig {
     }
 }
 
+/// What a catalog is made of.
+pub struct Parts {
+    /// Where each table's metadata is.
+    pub heads: Arc<dyn Heads>,
+    /// Location below which tables are made, without a slash at its end.
+    pub warehouse: String,
+    /// The store of metadata and data.
+    pub file_io: FileIO,
+    /// The clock that stamps snapshots.
+    pub now: Now,
+}
+
 /// The catalog of all tables. Cheap to clone; clones share connections and the metadata cache.
 #[derive(Clone)]
 pub struct Catalog {
@@ -68,8 +81,8 @@ pub struct Catalog {
 }
 
 struct Inner {
-    heads: HeadStore,
-    /// `file://` and the absolute path of the warehouse directory.
+    heads: Arc<dyn Heads>,
+    /// Where tables are made: `file://` and the absolute path of the warehouse directory.
     warehouse: String,
     file_io: FileIO,
     now: Now,
@@ -104,16 +117,33 @@ impl Catalog {
             .strip_prefix("sqlite://")
             .filter(|path| !path.is_empty())
             .ok_or_else(|| CatalogError::Uri(config.uri.clone()))?;
-        let inner = Inner {
-            heads: HeadStore::open(Path::new(database), CATALOG_NAME).await?,
+        let heads = SqliteHeads::open(Path::new(database), CATALOG_NAME).await?;
+        Ok(Self::assemble(Parts {
+            heads: Arc::new(heads),
             warehouse: format!("file://{text}"),
             file_io: FileIOBuilder::new(Arc::new(LocalFsStorageFactory)).build(),
             now,
+        }))
+    }
+
+    /// Puts a catalog together from its parts.
+    pub fn assemble(parts: Parts) -> Self {
+        let Parts {
+            heads,
+            warehouse,
+            file_io,
+            now,
+        } = parts;
+        let inner = Inner {
+            heads,
+            warehouse,
+            file_io,
+            now,
             cache: Mutex::default(),
         };
-        Ok(Self {
+        Self {
             inner: Arc::new(inner),
-        })
+        }
     }
 
     /// Returns every table with its metadata location, from one read: a consistent set.

@@ -8,6 +8,8 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::blocking::blocking;
+
 /// Returns the local path of a `file:` location, `None` for any other store.
 pub(crate) fn local_path(location: &str) -> Option<PathBuf> {
     let path = location
@@ -44,7 +46,7 @@ pub(crate) async fn sync(root: &str, file: &str, others: Vec<String>) -> Result<
                 .map(Path::to_owned),
         );
     }
-    tokio::task::spawn_blocking(move || {
+    blocking(move || {
         sync_path(&file)?;
         directories.iter().try_for_each(|path| sync_path(path))
     })

@@ -18,6 +18,7 @@ pub mod schema;
 pub mod watermark;
 pub mod write;
 
+mod blocking;
 mod bounds;
 mod durable;
 mod evolve;
@@ -26,6 +27,7 @@ mod manifests;
 #[cfg(feature = "query")]
 pub mod query;
 
+pub use blocking::blocking;
 pub use catalog::{Catalog, CatalogConfig, CatalogError};
 pub use commit::{Change, CommitError, Operation};
 pub use durable::SyncError;

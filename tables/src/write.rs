@@ -26,6 +26,7 @@ use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
+use crate::blocking::in_place;
 use crate::bounds::{self, WrittenFile};
 use crate::manifests;
 use crate::metrics;
@@ -150,6 +151,9 @@ pub async fn write_batches(
     table: &Table,
     batches: Vec<RecordBatch>,
 ) -> Result<Vec<DataFile>, WriteError> {
+    if in_place() {
+        return write_partitions(table, batches).boxed().await;
+    }
     let table = table.clone();
     let runtime = tokio::runtime::Handle::current();
     let write = move || runtime.block_on(write_partitions(&table, batches));

@@ -9,6 +9,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Row, SqlitePool};
 use tracing::warn;
@@ -64,20 +65,39 @@ WHERE catalog_name = ?1 AND table_namespace = ?2 AND table_name = ?3
   AND metadata_location = ?5";
 
 /// What a compare-and-swap found.
-pub(crate) enum Swap {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Swap {
     /// The head was the expected one and the database reported the new one as committed.
     Won,
     /// The head was another one; nothing changed.
     Lost,
 }
 
-/// The heads of all tables of one catalog.
-pub(crate) struct HeadStore {
+/// The heads of all tables of one catalog: the only part of it that changes. What it answers to a
+/// swap is a hint, which [`Catalog::commit`](crate::Catalog::commit) checks by reading.
+#[async_trait]
+pub trait Heads: Send + Sync + 'static {
+    /// Returns every table and its metadata location, in the order of the names, from one read.
+    async fn all(&self) -> Result<Vec<(TableName, String)>, CatalogError>;
+
+    /// Returns the metadata location of a table.
+    async fn get(&self, name: &TableName) -> Result<Option<String>, CatalogError>;
+
+    /// Adds a table. Returns whether its head is `location` now, as read back.
+    async fn insert(&self, name: &TableName, location: &str) -> Result<bool, CatalogError>;
+
+    /// Moves the head of a table from `from` to `to` if it is still `from`. An error means that it
+    /// is not known whether the head moved; [`Swap::Lost`], that it certainly did not.
+    async fn swap(&self, name: &TableName, from: &str, to: &str) -> Result<Swap, CatalogError>;
+}
+
+/// The heads in a SQLite file.
+pub(crate) struct SqliteHeads {
     pool: SqlitePool,
     catalog: &'static str,
 }
 
-impl HeadStore {
+impl SqliteHeads {
     /// Opens the database file; makes it, its directory and its tables when they are missing.
     pub(crate) async fn open(path: &Path, catalog: &'static str) -> Result<Self, CatalogError> {
         check_file(path)?;
@@ -107,53 +127,6 @@ impl HeadStore {
         self.pool.close().await;
     }
 
-    /// Returns every table and its metadata location, in one statement.
-    pub(crate) async fn all(&self) -> Result<Vec<(TableName, String)>, CatalogError> {
-        let rows = sqlx::query(SELECT_ALL)
-            .bind(self.catalog)
-            .fetch_all(&self.pool)
-            .await
-            .map_err(|error| database("list the tables", error))?;
-        let mut heads = Vec::with_capacity(rows.len());
-        for row in rows {
-            let (namespace, name, location): (String, String, Option<String>) =
-                (row.get(0), row.get(1), row.get(2));
-            match (TableName::new(&namespace, &name), location) {
-                (Ok(name), Some(location)) => heads.push((name, location)),
-                _ => warn!(namespace, name, "table of another program is left out"),
-            }
-        }
-        Ok(heads)
-    }
-
-    /// Returns the metadata location of a table.
-    pub(crate) async fn get(&self, name: &TableName) -> Result<Option<String>, CatalogError> {
-        let head: Option<Option<String>> = sqlx::query_scalar(SELECT_ONE)
-            .bind(self.catalog)
-            .bind(name.namespace())
-            .bind(name.name())
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(|error| database("find a table", error))?;
-        Ok(head.flatten())
-    }
-
-    /// Adds a table. Returns whether its head is `location` now, as read back from the database.
-    pub(crate) async fn insert(
-        &self,
-        name: &TableName,
-        location: &str,
-    ) -> Result<bool, CatalogError> {
-        let added = self.insert_unchecked(name, location).await;
-        match self.get(name).await? {
-            Some(head) => Ok(head == location),
-            None => Err(added.err().unwrap_or_else(|| {
-                let lost = sqlx::Error::Protocol("the insert was reported and is not there".into());
-                database("add a table", lost)
-            })),
-        }
-    }
-
     async fn insert_unchecked(&self, name: &TableName, location: &str) -> Result<(), CatalogError> {
         let error = |error| database("add a table", error);
         let mut transaction = self.pool.begin().await.map_err(error)?;
@@ -173,10 +146,55 @@ impl HeadStore {
             .map_err(error)?;
         transaction.commit().await.map_err(error)
     }
+}
 
-    /// Moves the head of a table from `from` to `to` if it is still `from`. An error means that it
-    /// is not known whether the head moved.
-    pub(crate) async fn swap(
+#[async_trait]
+impl Heads for SqliteHeads {
+    async fn all(&self) -> Result<Vec<(TableName, String)>, CatalogError> {
+        let rows = sqlx::query(SELECT_ALL)
+            .bind(self.catalog)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(|error| database("list the tables", error))?;
+        let mut heads = Vec::with_capacity(rows.len());
+        for row in rows {
+            let (namespace, name, location): (String, String, Option<String>) =
+                (row.get(0), row.get(1), row.get(2));
+            match (TableName::new(&namespace, &name), location) {
+                (Ok(name), Some(location)) => heads.push((name, location)),
+                _ => warn!(namespace, name, "table of another program is left out"),
+            }
+        }
+        Ok(heads)
+    }
+
+    async fn get(&self, name: &TableName) -> Result<Option<String>, CatalogError> {
+        let head: Option<Option<String>> = sqlx::query_scalar(SELECT_ONE)
+            .bind(self.catalog)
+            .bind(name.namespace())
+            .bind(name.name())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(|error| database("find a table", error))?;
+        Ok(head.flatten())
+    }
+
+    async fn insert(
+        &self,
+        name: &TableName,
+        location: &str,
+    ) -> Result<bool, CatalogError> {
+        let added = self.insert_unchecked(name, location).await;
+        match self.get(name).await? {
+            Some(head) => Ok(head == location),
+            None => Err(added.err().unwrap_or_else(|| {
+                let lost = sqlx::Error::Protocol("the insert was reported and is not there".into());
+                database("add a table", lost)
+            })),
+        }
+    }
+
+    async fn swap(
         &self,
         name: &TableName,
         from: &str,

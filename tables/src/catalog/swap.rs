@@ -247,15 +247,20 @@ fn table_name(table: &Table) -> Result<TableName, CommitError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use arrow::datatypes::{DataType, Field, Schema};
+    use iceberg::io::{FileIOBuilder, LocalFsStorageFactory};
 
     use super::*;
-    use crate::catalog::CatalogConfig;
+    use crate::catalog::heads::SqliteHeads;
+    use crate::catalog::{CATALOG_NAME, Parts};
     use crate::schema::{Partition, TableSpec};
 
     /// A table with one commit, and the base of that commit.
     struct Small {
         catalog: Catalog,
+        heads: Arc<SqliteHeads>,
         name: TableName,
         base: Table,
         first: Table,
@@ -265,11 +270,15 @@ mod tests {
     impl Small {
         async fn new() -> Self {
             let directory = tempfile::tempdir().unwrap();
-            let config = CatalogConfig {
-                uri: format!("sqlite://{}/catalog.db", directory.path().display()),
-                warehouse: directory.path().join("warehouse"),
-            };
-            let catalog = Catalog::open(&config).await.unwrap();
+            let database = directory.path().join("catalog.db");
+            let heads = SqliteHeads::open(&database, CATALOG_NAME).await.unwrap();
+            let heads = Arc::new(heads);
+            let catalog = Catalog::assemble(Parts {
+                heads: heads.clone(),
+                warehouse: format!("file://{}/warehouse", directory.path().display()),
+                file_io: FileIOBuilder::new(Arc::new(LocalFsStorageFactory)).build(),
+                now: Arc::new(|| 0),
+            });
             let arrow = Schema::new(vec![Field::new("id", DataType::Int64, false)]);
             let name: TableName = "raw.small".parse().unwrap();
             let spec = TableSpec::from_arrow(name.clone(), &arrow, Partition::None).unwrap();
@@ -277,6 +286,7 @@ mod tests {
             let first = catalog.commit(&base, Change::default()).await.unwrap();
             Self {
                 catalog,
+                heads,
                 name,
                 base,
                 first,
@@ -316,7 +326,7 @@ mod tests {
         assert!(matches!(lost, Err(CommitError::Conflict { .. })));
         let unmoved = small.read_back_on(&head, NEVER, "id").await;
         assert!(matches!(unmoved, Err(CommitError::Failed { .. })));
-        small.catalog.inner.heads.close().await;
+        small.heads.close().await;
         let unread = small.read_back(&first, "id").await;
         assert!(matches!(unread, Err(CommitError::Unknown { .. })));
     }
