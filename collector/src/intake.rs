@@ -1,6 +1,6 @@
-//! One batch stream: header → admission → body → staging → wait for the commit → answer.
+//! One batch: header → admission → body → staging → wait for the commit → answer.
 //!
-//! Place on the path: between a session and the committer. Promises: **EO-2** Ack is sent only after
+//! Place on the path: between a session's streams and the committer; no socket is known here. Promises: **EO-2** Ack is sent only after
 //! the ledger says that the batch's last sequence is committed; every batch whose connection lives
 //! gets exactly one answer; a body is read only when there is room for it among the staged bytes, so
 //! that QUIC's flow control slows the agent down.
@@ -9,31 +9,43 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_protocol::frame;
 use headwater_protocol::{AgentId, BatchHeader, BatchReply, Epoch, Limits, RefusalCause, Sequence};
-use quinn::{Connection, ReadToEndError, RecvStream, SendStream};
+use headwater_tables::blocking;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
-use crate::Shared;
 use crate::admission::Span;
 use crate::commit::{self, Memory, StagedBatch};
-use crate::ledger::{Admitted, Committed, Entry, Outcome, Turn};
+use crate::engine::Shared;
+use crate::ledger::{Admitted, Committed, Entry, Key, Outcome, Turn};
 use crate::metrics as names;
-use crate::session::{key, read_frame};
 use crate::staging::{self, BatchOrigin, Rows, StageError};
 
 /// Epochs of one agent that a session may speak of. An agent has one; two while it moves on.
 const EPOCHS_MAX: usize = 8;
 
-/// Longest wait for the peer to take an answer.
-const ANSWER_WAIT: Duration = Duration::from_secs(5);
+/// Where the bytes of one batch come from.
+pub trait Source: Send {
+    /// Returns the header of the batch, or why it did not come, in one line for the agent.
+    fn header(&mut self) -> impl Future<Output = Result<BatchHeader, String>> + Send;
+
+    /// Returns what comes after the header, if it is at most `bytes_max` bytes.
+    fn body(&mut self, bytes_max: usize) -> impl Future<Output = Result<Vec<u8>, BodyCut>> + Send;
+}
+
+/// Why a body did not come whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyCut {
+    /// It is longer than it may be.
+    TooLong,
+    /// Its sender is gone or has given it up.
+    Lost,
+}
 
 /// The batches of one session.
-pub(crate) struct Intake {
+pub struct Intake {
     shared: Arc<Shared>,
     agent: AgentId,
-    connection: Connection,
     epochs: tokio::sync::Mutex<HashMap<Epoch, Entry>>,
 }
 
@@ -55,12 +67,19 @@ struct Prepared {
     memory: Memory,
 }
 
+impl std::fmt::Debug for Intake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Intake")
+            .field("agent", &self.agent)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Intake {
-    pub(crate) fn new(shared: Arc<Shared>, agent: AgentId, connection: Connection) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, agent: AgentId) -> Self {
         Self {
             shared,
             agent,
-            connection,
             epochs: tokio::sync::Mutex::default(),
         }
     }
@@ -75,56 +94,25 @@ impl Intake {
         if epochs.len() >= EPOCHS_MAX {
             return Err(format!("more than {EPOCHS_MAX} epochs in one session"));
         }
-        let key = key(&self.agent, epoch)?;
+        let key = Key::new(&self.agent, epoch)?;
         let committed = self.committed(epoch).await?;
         let entry = self.shared.ledger.open(&key, committed);
         epochs.insert(epoch, entry.clone());
         Ok(entry)
     }
 
-    /// Serves one batch stream to its end.
-    pub(crate) async fn batch(&self, send: SendStream, mut recv: RecvStream) {
-        let reply = tokio::select! {
-            biased;
-            reply = self.reply(&mut recv) => Some(reply),
-            _ = self.connection.closed() => None,
-            () = self.shared.killed.cancelled() => None,
-        };
-        let outcome = match &reply {
-            Some(BatchReply::Ack { .. }) => "ack",
-            Some(BatchReply::Retry { .. }) => "retry",
-            Some(BatchReply::Refused { reason, cause }) => {
-                tracing::warn!(agent_id = %self.agent, reason, ?cause, "batch refused");
-                "refused"
-            }
-            None => "dropped",
-        };
-        metrics::counter!(names::BATCHES, "outcome" => outcome).increment(1);
-        if let Some(reply) = reply {
-            self.answer(send, recv, &reply).await;
-        }
+    /// Returns whose batches these are.
+    pub(crate) fn agent(&self) -> &AgentId {
+        &self.agent
     }
 
-    /// Sends the answer. What the agent still sends of the body is read and thrown away, because an
-    /// agent may look for the answer only after its last byte.
-    async fn answer(&self, mut send: SendStream, mut recv: RecvStream, reply: &BatchReply) {
-        let message = frame::encode(reply);
-        let rest = self.body_bytes_max(u64::from(self.shared.config.limits.batch_bytes_max));
-        let sent = async {
-            let written = send.write_all(&message).await.is_ok() && send.finish().is_ok();
-            // `stopped` resolves when the peer has everything.
-            written && send.stopped().await.is_ok()
-        };
-        let both = async { tokio::join!(sent, discard(&mut recv, rest)) };
-        if timeout(ANSWER_WAIT, both).await.is_err() {
-            tracing::debug!(agent_id = %self.agent, "the agent did not take the answer in time");
-        }
-    }
-
-    async fn reply(&self, recv: &mut RecvStream) -> BatchReply {
+    /// Takes one batch and returns the answer, after its commit where it is taken. When the future is
+    /// dropped, the batch may or may not be committed.
+    pub async fn reply(&self, source: &mut impl Source) -> BatchReply {
         let admitting = self.shared.admitting.token();
         let admission = tokio::select! {
-            admission = self.admit(recv) => admission,
+            biased;
+            admission = self.admit(source) => admission,
             () = self.shared.stopping.cancelled() => {
                 Ok(Admission::Answer(self.retry("the collector stops")))
             }
@@ -164,9 +152,9 @@ impl Intake {
     }
 
     /// Takes the batch up to its place in the committer's queue.
-    async fn admit(&self, recv: &mut RecvStream) -> Result<Admission, BatchReply> {
+    async fn admit(&self, source: &mut impl Source) -> Result<Admission, BatchReply> {
         let limits = &self.shared.config.limits;
-        let header: BatchHeader = timeout(limits.body_timeout(), read_frame(recv))
+        let header: BatchHeader = timeout(limits.body_timeout(), source.header())
             .await
             .map_err(|_| self.retry("the header did not come in time"))?
             .map_err(|error| misspoken(format!("batch header: {error}")))?;
@@ -184,7 +172,7 @@ impl Intake {
         // An early batch is read and turned into rows while it waits, where there is room.
         let ahead = match self.reserve_ahead(header.body_bytes) {
             Some((memory, early)) if !entry.is_known(span) => {
-                Some((self.prepare(recv, &header, memory).await?, early))
+                Some((self.prepare(source, &header, memory).await?, early))
             }
             _ => None,
         };
@@ -205,7 +193,7 @@ impl Intake {
                     }
                     None => {
                         let memory = self.reserve(header.body_bytes).await?;
-                        self.prepare(recv, &header, memory).await?
+                        self.prepare(source, &header, memory).await?
                     }
                 };
                 self.enqueue(&header, span, turn, prepared).await?;
@@ -233,7 +221,7 @@ impl Intake {
 
     /// Reads from the table how far an epoch is committed. The error is one line for the agent.
     async fn committed(&self, epoch: Epoch) -> Result<Committed, String> {
-        let key = key(&self.agent, epoch)?;
+        let key = Key::new(&self.agent, epoch)?;
         commit::committed(&self.shared.catalog, &key)
             .await
             .map_err(|error| {
@@ -248,11 +236,11 @@ impl Intake {
     /// Reads the body and turns it into rows.
     async fn prepare(
         &self,
-        recv: &mut RecvStream,
+        source: &mut impl Source,
         header: &BatchHeader,
         memory: Memory,
     ) -> Result<Prepared, BatchReply> {
-        let body = self.body(recv, header).await?;
+        let body = self.body(source, header).await?;
         metrics::counter!(names::RECEIVED_BYTES).increment(body.len() as u64);
         let rows = self.rows(header, body).await?;
         Ok(Prepared { rows, memory })
@@ -266,7 +254,7 @@ impl Intake {
         turn: Turn,
         prepared: Prepared,
     ) -> Result<(), BatchReply> {
-        let key = key(&self.agent, header.epoch).map_err(misspoken)?;
+        let key = Key::new(&self.agent, header.epoch).map_err(misspoken)?;
         let queue = self.shared.queue.reserve().await;
         let queue = queue.map_err(|_| self.retry("the collector stops"))?;
         // The committer leaves out what comes before the position, as it does after a lost race.
@@ -309,24 +297,24 @@ impl Intake {
         Ok(Memory::new(permits, permit))
     }
 
-    /// Room for zstd's worst case.
-    fn body_bytes_max(&self, uncompressed: u64) -> usize {
-        usize::try_from(uncompressed + uncompressed / 128 + 512).unwrap_or(usize::MAX)
+    /// Returns the most bytes that the body of any batch may have on the wire.
+    pub(crate) fn wire_bytes_max(&self) -> usize {
+        body_bytes_max(u64::from(self.shared.config.limits.batch_bytes_max))
     }
 
     async fn body(
         &self,
-        recv: &mut RecvStream,
+        source: &mut impl Source,
         header: &BatchHeader,
     ) -> Result<Vec<u8>, BatchReply> {
-        let bytes_max = self.body_bytes_max(header.body_bytes);
+        let bytes_max = body_bytes_max(header.body_bytes);
         let bound = self.shared.config.limits.body_timeout();
-        match timeout(bound, recv.read_to_end(bytes_max)).await {
+        match timeout(bound, source.body(bytes_max)).await {
             Ok(Ok(body)) => Ok(body),
-            Ok(Err(ReadToEndError::TooLong)) => Err(refused(format!(
+            Ok(Err(BodyCut::TooLong)) => Err(refused(format!(
                 "compressed body is longer than `{bytes_max}` bytes"
             ))),
-            Ok(Err(ReadToEndError::Read(_))) => Err(self.retry("the body was cut off")),
+            Ok(Err(BodyCut::Lost)) => Err(self.retry("the body was cut off")),
             Err(_) => Err(self.retry("the body did not come in time")),
         }
     }
@@ -342,8 +330,7 @@ impl Intake {
             self.shared.clock.now(),
         );
         let header = header.clone();
-        let staging = tokio::task::spawn_blocking(move || staging::stage(&origin, &header, &body));
-        let staged = staging.await;
+        let staged = blocking(move || staging::stage(&origin, &header, &body)).await;
         drop(core);
         metrics::histogram!(names::STAGE_SECONDS).record(started.elapsed().as_secs_f64());
         match staged {
@@ -378,16 +365,9 @@ fn misspoken(reason: String) -> BatchReply {
     }
 }
 
-/// Reads and forgets at most `bytes_max` bytes.
-async fn discard(recv: &mut RecvStream, mut bytes_max: usize) {
-    while let Ok(Some(chunk)) = recv.read_chunk(64 * 1024, false).await {
-        let Some(left) = bytes_max.checked_sub(chunk.bytes.len()) else {
-            // Already stopped is as good.
-            recv.stop(0u8.into()).ok();
-            return;
-        };
-        bytes_max = left;
-    }
+/// Room for zstd's worst case.
+fn body_bytes_max(uncompressed: u64) -> usize {
+    usize::try_from(uncompressed + uncompressed / 128 + 512).unwrap_or(usize::MAX)
 }
 
 /// Checks a header against the protocol and the limits.

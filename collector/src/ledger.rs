@@ -5,7 +5,7 @@
 //! its ack. Promise: batches of one epoch are staged one after the other in sequence order, whatever
 //! order their streams arrive in. It is a cache of the table's watermark and may be lost at any time.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,19 @@ use crate::admission::{Admission, Position, Span, decide};
 pub(crate) struct Key {
     pub(crate) agent: AgentId,
     pub(crate) epoch: Epoch,
+}
+
+impl Key {
+    /// Names an agent's epoch, if the tables can hold the epoch.
+    pub(crate) fn new(agent: &AgentId, epoch: Epoch) -> Result<Self, String> {
+        if i64::try_from(epoch).is_err() {
+            return Err(format!("epoch `{epoch}` does not fit the tables"));
+        }
+        Ok(Self {
+            agent: agent.clone(),
+            epoch,
+        })
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -43,7 +56,7 @@ pub(crate) struct Committed {
 /// All epochs that a session or a staged batch is interested in.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
-    entries: Mutex<HashMap<Key, Arc<watch::Sender<State>>>>,
+    entries: Mutex<BTreeMap<Key, Arc<watch::Sender<State>>>>,
 }
 
 impl Ledger {

@@ -4,7 +4,9 @@
 //!
 //! ```text
 //! session    QUIC, mutual TLS, Hello → Welcome
-//! intake     one stream per batch: header, turn, body, answer
+//!  stream      one QUIC stream per batch: bytes in, answer out
+//! engine     everything below, without a socket: what a simulation drives
+//! intake     one batch: header, turn, body, answer
 //!  admission   new, duplicate, overlap or gap (pure)
 //!  ledger      how far each agent has come; early batches wait here for their turn
 //! staging    records → events → Arrow rows of raw.events and raw.quarantine
@@ -17,37 +19,33 @@
 pub mod admission;
 pub mod commit;
 pub mod config;
-mod intake;
+pub mod engine;
+pub mod intake;
 mod ledger;
 pub mod metrics;
 mod readiness;
 mod session;
 pub mod staging;
+mod stream;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_service::admin::{self, ListenError};
+use headwater_service::chance::SystemChance;
 use headwater_service::clock::SharedClock;
 use headwater_service::tls::{self, TlsError};
 use headwater_tables::{Catalog, CatalogError, schema};
 use quinn::Endpoint;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use commit::{CommitHook, Committer, Killed, NoHook, StagedBatch};
+use commit::{CommitHook, Committer, Killed, NoHook};
 pub use config::Config;
-use ledger::Ledger;
-use readiness::Readiness;
-use session::Sessions;
-
-/// Batches between staging and the committer; their bytes are bounded apart.
-const QUEUE_BATCHES: usize = 1024;
+use engine::{Engine, EngineParts};
 
 /// Longest wait for peers to learn of the close.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
@@ -96,31 +94,6 @@ pub enum RunError {
     /// The admin endpoint failed.
     #[error("the admin endpoint failed: {0}")]
     Admin(#[source] std::io::Error),
-}
-
-/// What all sessions share.
-struct Shared {
-    config: Config,
-    catalog: Catalog,
-    clock: SharedClock,
-    ledger: Arc<Ledger>,
-    sessions: Sessions,
-    /// Staged bytes that are left.
-    budget: Arc<Semaphore>,
-    /// The part of it that batches may take before their turn.
-    ahead: Arc<Semaphore>,
-    cores: Semaphore,
-    queue: mpsc::Sender<StagedBatch>,
-    /// Streams between their header and the queue.
-    admitting: TaskTracker,
-    /// All batch streams.
-    streams: TaskTracker,
-    /// Take nothing new.
-    stopping: CancellationToken,
-    /// Nothing more will be committed: whoever waits must retry.
-    abandoned: CancellationToken,
-    /// End without a word, as a killed process would.
-    killed: CancellationToken,
 }
 
 /// A collector at work.
@@ -179,33 +152,16 @@ pub async fn start_with(
     let address = bound(endpoint.local_addr(), config.quic.listen)?;
     let admin_address = bound(admin_listener.local_addr(), config.admin.listen)?;
 
-    let (queue, staged) = mpsc::channel(QUEUE_BATCHES);
-    let readiness = Arc::new(Readiness::new(&config.commit));
-    let shared = Arc::new(Shared {
+    let parts = EngineParts {
+        config,
         catalog,
         clock,
-        ledger: Arc::default(),
-        sessions: Sessions::default(),
-        budget: Arc::new(Semaphore::new(config.limits.staged_bytes_max as usize)),
-        ahead: Arc::new(Semaphore::new(config.limits.staged_bytes_max as usize / 2)),
-        cores: intake::cores(),
-        queue,
-        admitting: TaskTracker::new(),
-        streams: TaskTracker::new(),
-        stopping: stop.child_token(),
-        abandoned: CancellationToken::new(),
-        killed: CancellationToken::new(),
-        config,
-    });
-    let drain = CancellationToken::new();
-    let committer = committer(&shared, &readiness, hook, staged, &drain);
-    tracing::info!(%address, %admin_address, "collector started");
-    let parts = Parts {
-        shared,
-        endpoint,
-        readiness,
-        drain,
+        chance: SystemChance::shared(),
+        hook,
     };
+    let (engine, committer) = parts.assemble(&stop);
+    tracing::info!(%address, %admin_address, "collector started");
+    let parts = Parts { engine, endpoint };
     let supervisor = tokio::spawn(parts.supervise(committer, admin_listener));
     Ok(Running {
         address,
@@ -247,54 +203,30 @@ fn bound(
     })
 }
 
-fn committer(
-    shared: &Shared,
-    readiness: &Arc<Readiness>,
-    hook: Arc<dyn CommitHook>,
-    staged: mpsc::Receiver<StagedBatch>,
-    drain: &CancellationToken,
-) -> Committer {
-    // Half of the budget: a full one would stop the agents until the interval is over.
-    let half = u64::from(shared.config.limits.staged_bytes_max / 2).max(1);
-    Committer {
-        catalog: shared.catalog.clone(),
-        config: shared.config.commit.clone(),
-        early_bytes: shared.config.commit.staged_bytes.clamp(1, half),
-        ledger: Arc::clone(&shared.ledger),
-        readiness: Arc::clone(readiness),
-        hook,
-        staged,
-        drain: drain.clone(),
-        abandon: shared.abandoned.clone(),
-    }
-}
-
 /// What the supervisor holds together.
 struct Parts {
-    shared: Arc<Shared>,
+    engine: Engine,
     endpoint: Endpoint,
-    readiness: Arc<Readiness>,
-    drain: CancellationToken,
 }
 
 impl Parts {
     /// Runs all tasks; when one ends or the stop token is cancelled, ends the others.
     async fn supervise(self, committer: Committer, admin: TcpListener) -> Result<(), RunError> {
-        let readiness = Arc::clone(&self.readiness);
+        let readiness = Arc::clone(&self.engine.readiness);
         let admin_stop = CancellationToken::new();
         let mut admin = tokio::spawn(admin::serve(
             admin,
-            self.shared.config.admin.bounds(),
+            self.engine.shared.config.admin.bounds(),
             Arc::new(move || readiness.check()),
             admin_stop.clone(),
         ));
         let mut committer = tokio::spawn(committer.run());
         let accept = tokio::spawn(session::accept(
-            Arc::clone(&self.shared),
+            self.engine.clone(),
             self.endpoint.clone(),
         ));
         let result = tokio::select! {
-            () = self.shared.stopping.cancelled() => Ok(()),
+            () = self.engine.shared.stopping.cancelled() => Ok(()),
             ended = &mut committer => ended_early("committer", ended.map(|it| it.map_err(RunError::from))),
             ended = &mut admin => ended_early("admin", ended.map(|it| it.map_err(RunError::Admin))),
         };
@@ -316,31 +248,31 @@ impl Parts {
 
     /// Graceful stop: takes nothing new, commits what is staged, answers, closes.
     async fn drain(&self, mut committer: JoinHandle<Result<(), Killed>>) {
-        let bound = Duration::from_millis(self.shared.config.commit.stop_within_ms);
+        let bound = Duration::from_millis(self.engine.shared.config.commit.stop_within_ms);
         let deadline = Instant::now() + bound;
-        self.readiness.stopping();
-        self.shared.admitting.close();
-        let admitted = timeout_at(deadline, self.shared.admitting.wait()).await;
-        self.drain.cancel();
+        self.engine.readiness.stopping();
+        self.engine.shared.admitting.close();
+        let admitted = timeout_at(deadline, self.engine.shared.admitting.wait()).await;
+        self.engine.drain.cancel();
         let committed = timeout_at(deadline, &mut committer).await;
         if admitted.is_err() || committed.is_err() {
             tracing::warn!(
-                within_ms = self.shared.config.commit.stop_within_ms,
+                within_ms = self.engine.shared.config.commit.stop_within_ms,
                 "not everything was committed in time; the agents will send it again"
             );
         }
-        self.shared.abandoned.cancel();
-        self.shared.streams.close();
+        self.engine.shared.abandoned.cancel();
+        self.engine.shared.streams.close();
         let answers = deadline.max(Instant::now() + CLOSE_WAIT);
-        timeout_at(answers, self.shared.streams.wait()).await.ok();
+        timeout_at(answers, self.engine.shared.streams.wait()).await.ok();
         committer.abort();
         self.endpoint.close(0u8.into(), b"stopping");
     }
 
     /// Ends without a word.
     fn abort(&self) {
-        self.shared.killed.cancel();
-        self.shared.stopping.cancel();
+        self.engine.shared.killed.cancel();
+        self.engine.shared.stopping.cancel();
         self.endpoint.close(3u8.into(), b"");
     }
 }

@@ -2,14 +2,14 @@
 //!
 //! Place on the path: where an agent's bytes enter the collector. Promise: nobody is heard whose
 //! certificate does not carry the id that its Hello claims; each session's memory is bounded by its
-//! windows; each batch stream gets one answer (see [`crate::intake`]).
+//! windows; each batch stream gets one answer (see [`crate::stream`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_protocol::frame::{self, FrameError};
-use headwater_protocol::{ALPN, AgentId, Hello, HelloReply, Sequence, Welcome};
+use headwater_protocol::{ALPN, AgentId, Hello, HelloReply, Welcome};
 use headwater_service::tls::{self, TlsError, TlsFiles};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
@@ -18,11 +18,11 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::Shared;
 use crate::config::{LimitsConfig, QuicConfig};
+use crate::engine::{Engine, Shared};
 use crate::intake::Intake;
-use crate::ledger::{Committed, Key};
 use crate::metrics as names;
+use crate::stream::Streams;
 
 /// Close codes of a connection.
 const CLOSE_REFUSED: VarInt = VarInt::from_u32(1);
@@ -81,12 +81,12 @@ pub(crate) fn server_config(
 }
 
 /// Accepts sessions until the collector stops.
-pub(crate) async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
-    let free = Arc::new(Semaphore::new(shared.config.quic.sessions_max));
+pub(crate) async fn accept(engine: Engine, endpoint: Endpoint) {
+    let free = Arc::new(Semaphore::new(engine.shared.config.quic.sessions_max));
     loop {
         let incoming = tokio::select! {
             incoming = endpoint.accept() => incoming,
-            () = shared.stopping.cancelled() => None,
+            () = engine.shared.stopping.cancelled() => None,
         };
         let Some(incoming) = incoming else {
             return;
@@ -96,9 +96,9 @@ pub(crate) async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
             incoming.refuse();
             continue;
         };
-        let shared = Arc::clone(&shared);
+        let engine = engine.clone();
         tokio::spawn(async move {
-            run(&shared, incoming).await;
+            run(&engine, incoming).await;
             drop(place);
         });
     }
@@ -109,8 +109,8 @@ fn count(outcome: &'static str) {
 }
 
 /// One session, from its handshake to its end.
-async fn run(shared: &Arc<Shared>, incoming: Incoming) {
-    let bound = Duration::from_millis(shared.config.quic.hello_timeout_ms);
+async fn run(engine: &Engine, incoming: Incoming) {
+    let bound = Duration::from_millis(engine.shared.config.quic.hello_timeout_ms);
     let remote = incoming.remote_address();
     let opened = tokio::time::timeout(bound, open(incoming)).await;
     let Ok(Ok((connection, send, hello))) = opened else {
@@ -122,10 +122,10 @@ async fn run(shared: &Arc<Shared>, incoming: Incoming) {
         tracing::warn!(%remote, error, "session not opened");
         return;
     };
-    match welcome(shared, &connection, &hello).await {
-        Ok((intake, committed)) => {
+    match welcome(engine, &connection, &hello).await {
+        Ok((intake, welcome)) => {
             count("welcome");
-            serve(shared, connection, send, intake, &hello, committed).await;
+            serve(&engine.shared, connection, send, intake, &hello, welcome).await;
         }
         Err(reason) => {
             count("refused");
@@ -153,41 +153,11 @@ enum OpenError {
 
 /// Decides whether the agent is served; the error is one line for its log.
 async fn welcome(
-    shared: &Arc<Shared>,
+    engine: &Engine,
     connection: &Connection,
     hello: &Hello,
-) -> Result<(Intake, Committed), String> {
-    let named = certified_agent(connection)?;
-    if named != hello.agent_id {
-        return Err(format!(
-            "agent id `{}` is not the common name `{named}` of the certificate",
-            hello.agent_id
-        ));
-    }
-    if shared.stopping.is_cancelled() {
-        return Err("the collector stops".to_owned());
-    }
-    let intake = Intake::new(Arc::clone(shared), named.clone(), connection.clone());
-    let entry = intake.epoch(hello.epoch).await?;
-    let committed = entry.committed();
-    if lacks_history(hello.lowest_unacknowledged, committed.through) {
-        tracing::error!(
-            agent_id = %named,
-            epoch = hello.epoch,
-            agent_holds_from = hello.lowest_unacknowledged,
-            committed_through = committed.through,
-            "acked events are not in the table: another catalog, or a table that was rolled back; \
-             the agent must go on with a new epoch"
-        );
-    }
-    Ok((intake, committed))
-}
-
-/// Says whether the agent has forgotten events that the table does not have. Welcome tells it the
-/// watermark; its sequences can be contiguous again only in a new epoch, and until then its batches
-/// are gaps.
-fn lacks_history(lowest: Sequence, committed: Sequence) -> bool {
-    lowest > committed.saturating_add(1)
+) -> Result<(Intake, Welcome), String> {
+    engine.welcome(&certified_agent(connection)?, hello).await
 }
 
 /// Returns the agent that the client's certificate names.
@@ -229,14 +199,12 @@ async fn serve(
     mut send: SendStream,
     intake: Intake,
     hello: &Hello,
-    committed: Committed,
+    welcome: Welcome,
 ) {
     let _open = names::Held::new(names::SESSIONS_OPEN, 1.0);
     let _registered = shared.sessions.register(&hello.agent_id, &connection);
-    let message = frame::encode(&HelloReply::Welcome(Welcome {
-        committed_through: committed.through,
-        limits: shared.config.limits.on_the_wire(),
-    }));
+    let committed_through = welcome.committed_through;
+    let message = frame::encode(&HelloReply::Welcome(welcome));
     if send.write_all(&message).await.is_err() {
         return;
     }
@@ -246,17 +214,20 @@ async fn serve(
         remote = %connection.remote_address(),
         build = hello.build,
         host = hello.host,
-        committed_through = committed.through,
+        committed_through,
         "session open"
     );
-    let intake = Arc::new(intake);
+    let batches = Arc::new(Streams {
+        intake,
+        connection: connection.clone(),
+        killed: shared.killed.clone(),
+    });
     loop {
         tokio::select! {
             stream = connection.accept_bi() => match stream {
                 Ok((send, recv)) => {
-                    let intake = Arc::clone(&intake);
-                    let batch = async move { intake.batch(send, recv).await };
-                    shared.streams.spawn(batch);
+                    let batch = Arc::clone(&batches);
+                    shared.streams.spawn(async move { batch.serve(send, recv).await });
                 }
                 Err(error) => {
                     tracing::info!(agent_id = %hello.agent_id, reason = %error, "session closed");
@@ -311,17 +282,6 @@ impl Drop for Registered<'_> {
     }
 }
 
-/// Returns the ledger key of an agent's epoch, if the tables can hold the epoch.
-pub(crate) fn key(agent: &AgentId, epoch: u64) -> Result<Key, String> {
-    if i64::try_from(epoch).is_err() {
-        return Err(format!("epoch `{epoch}` does not fit the tables"));
-    }
-    Ok(Key {
-        agent: agent.clone(),
-        epoch,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -340,13 +300,5 @@ mod tests {
         assert_eq!(named("web-1").unwrap().as_str(), "web-1");
         assert!(named("Not An Agent").is_err());
         assert!(common_name(b"garbage").is_err());
-    }
-
-    #[test]
-    fn forgotten_events_that_the_table_lacks_are_noticed() {
-        for (lowest, committed) in [(0, 0), (1, 0), (1, 50), (51, 50)] {
-            assert!(!lacks_history(lowest, committed), "{lowest} {committed}");
-        }
-        assert!(lacks_history(52, 50));
     }
 }

@@ -11,7 +11,7 @@ use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 use headwater_protocol::Sequence;
 use headwater_tables::write::{WriteError, write_batches};
-use headwater_tables::{DataFile, Table};
+use headwater_tables::{DataFile, Table, blocking};
 
 use crate::staging::event_rows::column;
 
@@ -51,7 +51,7 @@ pub(crate) async fn write_events(
     table: &Table,
     rows: Vec<RecordBatch>,
 ) -> Result<Vec<DataFile>, FilesError> {
-    let sorted = tokio::task::spawn_blocking(move || sort_events(&rows)).await??;
+    let sorted = blocking(move || sort_events(&rows)).await??;
     // Encodes on a blocking thread of its own.
     Ok(write_batches(table, sorted).await?)
 }

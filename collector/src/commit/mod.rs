@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use arrow::record_batch::RecordBatch;
 use headwater_protocol::Sequence;
+use headwater_service::chance::SharedChance;
 use headwater_tables::schema::{RAW_EVENTS, RAW_QUARANTINE};
 use headwater_tables::watermark::{WatermarkError, Watermarks};
 use headwater_tables::{Catalog, CatalogError, Change, CommitError, DataFile, Table, TableName};
@@ -130,14 +131,16 @@ impl From<FilesError> for RoundError {
     }
 }
 
-/// The committer's parts.
-pub(crate) struct Committer {
+/// The committer: commits what is staged until it is told to end.
+pub struct Committer {
     pub(crate) catalog: Catalog,
     pub(crate) config: CommitConfig,
     /// Staged bytes that start a commit before the interval is over.
     pub(crate) early_bytes: u64,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) readiness: Arc<Readiness>,
+    /// Spreads the waits between attempts.
+    pub(crate) chance: SharedChance,
     pub(crate) hook: Arc<dyn CommitHook>,
     pub(crate) staged: mpsc::Receiver<StagedBatch>,
     /// Nothing more is staged: commit what is there and end.
@@ -245,12 +248,18 @@ fn count(rows: &[RecordBatch]) -> u64 {
     rows.iter().map(|rows| rows.num_rows() as u64).sum()
 }
 
+impl std::fmt::Debug for Committer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Committer").finish_non_exhaustive()
+    }
+}
+
 impl Committer {
     /// Commits until `drain` or `abandon` is cancelled.
     ///
     /// # Errors
     /// [`Killed`] when the fault hook says so; every other failure is tried again.
-    pub(crate) async fn run(mut self) -> Result<(), Killed> {
+    pub async fn run(mut self) -> Result<(), Killed> {
         let interval = Duration::from_millis(self.config.interval_ms);
         let mut next_commit = Instant::now();
         loop {
@@ -321,8 +330,9 @@ impl Committer {
             self.note(&error, failures);
             let wait = self.retry_wait(&error, failures);
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                biased;
                 () = self.abandon.cancelled() => return Ok(()),
+                () = tokio::time::sleep(wait) => {}
             }
         }
     }
@@ -361,7 +371,7 @@ impl Committer {
             .retry_min_ms
             .saturating_mul(1 << doublings)
             .min(self.config.retry_max_ms);
-        Duration::from_millis(rand::random_range(longest / 2..=longest))
+        Duration::from_millis(self.chance.within(longest / 2..=longest))
     }
 
     /// One attempt: load, plan, write, commit the quarantine, commit the events, tell.

@@ -1,0 +1,193 @@
+//! The collector without its sockets: who may speak, the batches, the committer, and what they share.
+//!
+//! Place on the path: below the session, which brings bytes, and above the catalog, which keeps rows.
+//! Promise: nothing here knows a socket, the time or a random number but through the values it is
+//! given, so that a simulation drives the code that production runs.
+
+use std::sync::Arc;
+
+use headwater_protocol::{AgentId, Hello, Sequence, Welcome};
+use headwater_service::chance::SharedChance;
+use headwater_service::clock::SharedClock;
+use headwater_tables::Catalog;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::commit::{CommitHook, Committer, StagedBatch};
+use crate::config::Config;
+use crate::intake::{self, Intake};
+use crate::ledger::Ledger;
+use crate::readiness::Readiness;
+use crate::session::Sessions;
+
+/// Batches between staging and the committer; their bytes are bounded apart.
+const QUEUE_BATCHES: usize = 1024;
+
+/// What all sessions share.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) catalog: Catalog,
+    pub(crate) clock: SharedClock,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) sessions: Sessions,
+    /// Staged bytes that are left.
+    pub(crate) budget: Arc<Semaphore>,
+    /// The part of it that batches may take before their turn.
+    pub(crate) ahead: Arc<Semaphore>,
+    pub(crate) cores: Semaphore,
+    pub(crate) queue: mpsc::Sender<StagedBatch>,
+    /// Streams between their header and the queue.
+    pub(crate) admitting: TaskTracker,
+    /// All batch streams.
+    pub(crate) streams: TaskTracker,
+    /// Take nothing new.
+    pub(crate) stopping: CancellationToken,
+    /// Nothing more will be committed: whoever waits must retry.
+    pub(crate) abandoned: CancellationToken,
+    /// End without a word, as a killed process would.
+    pub(crate) killed: CancellationToken,
+}
+
+/// What an engine is made of.
+pub struct EngineParts {
+    /// Limits and times; addresses and files are not looked at.
+    pub config: Config,
+    /// Where events are committed; its tables exist.
+    pub catalog: Catalog,
+    /// The wall clock.
+    pub clock: SharedClock,
+    /// Spreads the waits between attempts.
+    pub chance: SharedChance,
+    /// Faults around commits.
+    pub hook: Arc<dyn CommitHook>,
+}
+
+/// A collector without sockets; clones are the same one.
+#[derive(Clone)]
+pub struct Engine {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) readiness: Arc<Readiness>,
+    /// Nothing more is staged: the committer commits what is there and ends.
+    pub(crate) drain: CancellationToken,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").finish_non_exhaustive()
+    }
+}
+
+impl EngineParts {
+    /// Puts the parts together. Nothing is committed until the committer runs; nothing new is taken
+    /// after `stop`.
+    pub fn assemble(self, stop: &CancellationToken) -> (Engine, Committer) {
+        let Self {
+            config,
+            catalog,
+            clock,
+            chance,
+            hook,
+        } = self;
+        let (queue, staged) = mpsc::channel(QUEUE_BATCHES);
+        let readiness = Arc::new(Readiness::new(&config.commit));
+        let shared = Arc::new(Shared {
+            catalog,
+            clock,
+            ledger: Arc::default(),
+            sessions: Sessions::default(),
+            budget: Arc::new(Semaphore::new(config.limits.staged_bytes_max as usize)),
+            ahead: Arc::new(Semaphore::new(config.limits.staged_bytes_max as usize / 2)),
+            cores: intake::cores(),
+            queue,
+            admitting: TaskTracker::new(),
+            streams: TaskTracker::new(),
+            stopping: stop.child_token(),
+            abandoned: CancellationToken::new(),
+            killed: CancellationToken::new(),
+            config,
+        });
+        // Half of the budget: a full one would stop the agents until the interval is over.
+        let half = u64::from(shared.config.limits.staged_bytes_max / 2).max(1);
+        let drain = CancellationToken::new();
+        let committer = Committer {
+            catalog: shared.catalog.clone(),
+            config: shared.config.commit.clone(),
+            early_bytes: shared.config.commit.staged_bytes.clamp(1, half),
+            ledger: Arc::clone(&shared.ledger),
+            readiness: Arc::clone(&readiness),
+            chance,
+            hook,
+            staged,
+            drain: drain.clone(),
+            abandon: shared.abandoned.clone(),
+        };
+        let engine = Engine {
+            shared,
+            readiness,
+            drain,
+        };
+        (engine, committer)
+    }
+}
+
+impl Engine {
+    /// Decides whether the agent is served whose certificate names it `certified`: the place for its
+    /// batches and what it is told. Reads the table.
+    ///
+    /// # Errors
+    /// One line for the agent's log.
+    pub async fn welcome(
+        &self,
+        certified: &AgentId,
+        hello: &Hello,
+    ) -> Result<(Intake, Welcome), String> {
+        if *certified != hello.agent_id {
+            return Err(format!(
+                "agent id `{}` is not the common name `{certified}` of the certificate",
+                hello.agent_id
+            ));
+        }
+        if self.shared.stopping.is_cancelled() {
+            return Err("the collector stops".to_owned());
+        }
+        let intake = Intake::new(Arc::clone(&self.shared), certified.clone());
+        let entry = intake.epoch(hello.epoch).await?;
+        let committed = entry.committed();
+        if lacks_history(hello.lowest_unacknowledged, committed.through) {
+            tracing::error!(
+                agent_id = %certified,
+                epoch = hello.epoch,
+                agent_holds_from = hello.lowest_unacknowledged,
+                committed_through = committed.through,
+                "acked events are not in the table: another catalog, or a table that was rolled back; \
+                 the agent must go on with a new epoch"
+            );
+        }
+        let welcome = Welcome {
+            committed_through: committed.through,
+            limits: self.shared.config.limits.on_the_wire(),
+        };
+        Ok((intake, welcome))
+    }
+}
+
+/// Says whether the agent has forgotten events that the table does not have. Welcome tells it the
+/// watermark; its sequences can be contiguous again only in a new epoch, and until then its batches
+/// are gaps.
+fn lacks_history(lowest: Sequence, committed: Sequence) -> bool {
+    lowest > committed.saturating_add(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forgotten_events_that_the_table_lacks_are_noticed() {
+        for (lowest, committed) in [(0, 0), (1, 0), (1, 50), (51, 50)] {
+            assert!(!lacks_history(lowest, committed), "{lowest} {committed}");
+        }
+        assert!(lacks_history(52, 50));
+    }
+}
