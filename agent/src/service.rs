@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use headwater_protocol::{AgentId, AgentIdError};
 use headwater_service::admin::{self, ListenError};
+use headwater_service::chance::SystemChance;
 use headwater_service::clock::SharedClock;
 use headwater_service::config::ConfigError;
 use headwater_service::shutdown::within;
@@ -21,7 +22,7 @@ use crate::config::Config;
 use crate::metrics::OLDEST_AGE_SECONDS;
 use crate::reload::{Reloader, Settings};
 use crate::sequencer::Sequencer;
-use crate::shipper::{self, Credentials};
+use crate::shipper::{self, Credentials, Quic};
 use crate::source::{Socket, SocketError, Source};
 use crate::status::Status;
 use crate::suppression::{ListError, Suppression};
@@ -180,8 +181,9 @@ pub async fn start(
         agent_id: agent_id.clone(),
         settings: settings.clone(),
         credentials,
+        network: Arc::new(Quic),
         clock: clock.clone(),
-        status: status.clone(),
+        chance: SystemChance::shared(),
     };
     let source = Source::new(
         settings.clone(),
@@ -237,8 +239,8 @@ impl Parts {
             self.status.clone(),
             admin_stop.clone(),
         ));
-        let ager = tokio::spawn(show_age(self.status));
-        let mut shipper = tokio::spawn(shipper::run(self.shipper, stop.clone()));
+        let ager = tokio::spawn(show_age(self.status.clone()));
+        let mut shipper = tokio::spawn(shipper::run(self.shipper, self.status.clone(), stop.clone()));
         let mut http = tokio::spawn(self.source.serve(self.http, self.socket, stop.clone()));
         let mut sequencer =
             tokio::task::spawn_blocking(move || self.sequencer_thread.join().is_ok());

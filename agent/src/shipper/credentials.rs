@@ -55,7 +55,7 @@ impl From<TlsError> for CredentialsError {
 }
 
 /// A set that can be used for connections.
-pub(crate) struct Credentials {
+pub struct Credentials {
     pub(super) client: Arc<QuicClientConfig>,
     leaf: Leaf,
     /// The files as they were before they were read.
@@ -76,7 +76,7 @@ impl Credentials {
     ///
     /// # Errors
     /// [`TlsError`] names the file that cannot be used.
-    pub(crate) fn read(files: &TlsFiles) -> Result<Arc<Self>, TlsError> {
+    pub fn read(files: &TlsFiles) -> Result<Arc<Self>, TlsError> {
         let stamp = Stamp::of(files);
         let config = tls::mutual_client(files, ALPN)?;
         let client = QuicClientConfig::try_from(config).map_err(|error| TlsError::File {

@@ -7,6 +7,7 @@
 //! ```text
 //!   route        which collector, after what wait            (pure)
 //!   pauses       collectors that did nothing rest
+//!   channel      what is needed of a network                 quic: the one that is shipped
 //!   link         connection, Hello, Welcome
 //!   session      batches out                                 flight: its bookkeeping (pure)
 //!     answers      what comes back, and what follows
@@ -17,11 +18,13 @@
 //!   credentials  certificate, key and CA, as they are on disk now
 //! ```
 
+pub mod channel;
 mod credentials;
 mod error;
 mod flight;
 mod link;
 mod pauses;
+mod quic;
 mod reader;
 mod route;
 mod session;
@@ -33,6 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_protocol::AgentId;
+use headwater_service::chance::SharedChance;
 use headwater_service::clock::SharedClock;
 use metrics::{counter, gauge};
 use tokio::sync::watch;
@@ -45,9 +49,11 @@ use crate::metrics::{COLLECTOR_CONNECTED, SESSION_FAILURES, SESSION_OPEN};
 use crate::reload::{Live, Settings};
 use crate::status::Status;
 
-pub(crate) use credentials::Credentials;
+pub use credentials::Credentials;
+pub use error::SessionError;
+pub(crate) use quic::Quic;
 
-use error::SessionError;
+use channel::Network;
 use link::{Link, Welcomed};
 use pauses::Pauses;
 use session::{End, Session};
@@ -56,51 +62,80 @@ use session::{End, Session};
 const SOUND_SESSION: Duration = Duration::from_secs(10);
 
 /// Ships what the buffer holds.
-#[derive(Debug)]
 pub(crate) struct Shipper {
     buffer: Buffer,
     agent_id: AgentId,
     settings: Settings,
     watched: watch::Receiver<Arc<Credentials>>,
     pauses: Arc<Pauses>,
+    network: Arc<dyn Network>,
+    chance: SharedChance,
     status: Arc<Status>,
 }
 
 /// What a shipper is made of.
-pub(crate) struct Parts {
-    pub(crate) buffer: Buffer,
-    pub(crate) agent_id: AgentId,
-    pub(crate) settings: Settings,
+pub struct Parts {
+    /// Where the events are.
+    pub buffer: Buffer,
+    /// Whose they are.
+    pub agent_id: AgentId,
+    /// The settings in force.
+    pub settings: Settings,
     /// The certificate files as they were at the start.
-    pub(crate) credentials: Arc<Credentials>,
-    pub(crate) clock: SharedClock,
-    pub(crate) status: Arc<Status>,
+    pub credentials: Arc<Credentials>,
+    /// Where the collectors are.
+    pub network: Arc<dyn Network>,
+    /// The wall clock.
+    pub clock: SharedClock,
+    /// Spreads the waits.
+    pub chance: SharedChance,
 }
 
-/// Runs until `stop` is cancelled, then waits for answers at most `collector.stop_drain_ms`.
-pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
-    let Parts {
-        buffer,
-        agent_id,
-        settings,
-        credentials,
-        clock,
-        status,
-    } = parts;
-    let (current, watched) = watch::channel(credentials);
-    let watch = credentials::watch(current, settings.clone(), agent_id.clone(), clock);
-    let shipper = Shipper {
-        buffer,
-        agent_id,
-        settings,
-        watched,
-        pauses: Arc::default(),
-        status,
-    };
+/// Runs until `stop` is cancelled, then waits for answers at most `collector.stop_drain_ms`. Other
+/// certificate files are taken up as they come.
+pub(crate) async fn run(parts: Parts, status: Arc<Status>, stop: CancellationToken) {
+    let (current, watched) = watch::channel(parts.credentials.clone());
+    let watch = credentials::watch(
+        current,
+        parts.settings.clone(),
+        parts.agent_id.clone(),
+        parts.clock.clone(),
+    );
     tokio::select! {
         () = watch => {}
-        () = shipper.run(&stop) => {}
+        () = ship(parts, watched, status, &stop) => {}
     }
+}
+
+/// As the agent does, without a look at the certificate files: what a simulation drives.
+pub async fn run_over(parts: Parts, stop: CancellationToken) {
+    let status = Status::new(
+        parts.agent_id.clone(),
+        parts.buffer.clone(),
+        parts.clock.clone(),
+        parts.settings.clone(),
+    );
+    let watched = watch::Sender::new(parts.credentials.clone()).subscribe();
+    ship(parts, watched, Arc::new(status), &stop).await;
+}
+
+async fn ship(
+    parts: Parts,
+    watched: watch::Receiver<Arc<Credentials>>,
+    status: Arc<Status>,
+    stop: &CancellationToken,
+) {
+    let shipper = Shipper {
+        buffer: parts.buffer,
+        agent_id: parts.agent_id,
+        settings: parts.settings,
+        watched,
+        pauses: Arc::default(),
+        network: parts.network,
+        chance: parts.chance,
+        status,
+    };
+    shipper.run(stop).await;
     info!(buffered = shipper.buffer.buffered(), "shipping has stopped");
 }
 
@@ -122,7 +157,8 @@ impl Shipper {
             self.status.session_failed(error.to_string());
             counter!(SESSION_FAILURES, "reason" => error.reason()).increment(1);
             let collectors = live.collector.addresses.len();
-            let wait = route::backoff(failures, collectors, &live.collector);
+            let chance = self.chance.as_ref();
+            let wait = route::backoff(failures, collectors, &live.collector, chance);
             failures = failures.saturating_add(1);
             let collector = &live.collector.addresses[index.min(collectors - 1)];
             if error.needs_a_person() {
@@ -132,6 +168,7 @@ impl Shipper {
             }
             index = route::after(index, collectors);
             tokio::select! {
+                biased;
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(wait) => {}
                 // What was wrong may be mended: no need to wait for it.
@@ -151,6 +188,7 @@ impl Shipper {
         *index = (*index).min(live.collector.addresses.len() - 1);
         let bound = Duration::from_millis(live.collector.connect_timeout_ms);
         let mut welcomed = tokio::select! {
+            biased;
             () = stop.cancelled() => return Ok(()),
             opened = timeout(bound, self.open(live, *index)) => {
                 opened.map_err(|_| SessionError::ConnectTimeout(bound))??
@@ -174,14 +212,14 @@ impl Shipper {
 
     async fn open(&self, live: &Live, index: usize) -> Result<Welcomed, SessionError> {
         let credentials = self.watched.borrow().clone();
-        let link = Link::connect(&live.collector, credentials, index).await?;
+        let link = Link::connect(&*self.network, &live.collector, credentials, index).await?;
         Welcomed::greet(link, &self.buffer, &self.agent_id).await
     }
 
     /// Shows which collector the events go to.
     fn show_collector(&self, live: &Live, link: Option<&Link>) {
         self.status
-            .set_session(link.map(|link| link.connection.remote_address()));
+            .set_session(link.map(|link| link.channel.remote_address()));
         gauge!(SESSION_OPEN).set(if link.is_some() { 1.0 } else { 0.0 });
         let connected = link.map(|link| link.index);
         for (index, collector) in live.collector.addresses.iter().enumerate() {

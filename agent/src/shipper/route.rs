@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use headwater_service::chance::Chance;
+
 use crate::config::CollectorConfig;
 
 /// Returns the collector to try after the one at `index` failed.
@@ -12,10 +14,13 @@ pub(super) fn after(index: usize, collectors: usize) -> usize {
 /// Returns the wait after `failures` failures in a row (0 for the first), with `collectors` to
 /// choose from: anything up to a bound that doubles with each round over all of them. Full jitter: a
 /// thousand agents do not come back in the same moment.
-pub(super) fn backoff(failures: u32, collectors: usize, config: &CollectorConfig) -> Duration {
-    Duration::from_millis(rand::random_range(
-        0..=bound_ms(failures, collectors, config),
-    ))
+pub(super) fn backoff(
+    failures: u32,
+    collectors: usize,
+    config: &CollectorConfig,
+    chance: &dyn Chance,
+) -> Duration {
+    Duration::from_millis(chance.within(0..=bound_ms(failures, collectors, config)))
     // Never zero: a collector that refuses at once must not be asked in a tight loop.
     .max(Duration::from_millis(config.backoff_min_ms / 10).max(Duration::from_millis(1)))
 }
@@ -31,6 +36,7 @@ fn bound_ms(failures: u32, collectors: usize, config: &CollectorConfig) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use headwater_service::chance::SystemChance;
     use proptest::prelude::*;
 
     use super::*;
@@ -48,7 +54,7 @@ mod tests {
                 backoff_max_ms: min * factor,
                 ..CollectorConfig::default()
             };
-            let wait = backoff(failures, collectors, &config);
+            let wait = backoff(failures, collectors, &config, &SystemChance);
             prop_assert!(wait >= Duration::from_millis(1));
             prop_assert!(wait <= Duration::from_millis(min * factor));
             let bound = bound_ms(failures, collectors, &config);
@@ -66,7 +72,7 @@ mod tests {
     fn jitter_is_full() {
         let config = CollectorConfig::default();
         let bound = Duration::from_millis(config.backoff_max_ms);
-        let waits: Vec<Duration> = (0..1000).map(|_| backoff(60, 1, &config)).collect();
+        let waits: Vec<Duration> = (0..1000).map(|_| backoff(60, 1, &config, &SystemChance)).collect();
         for tenth in 0..10 {
             let (from, to) = (bound * tenth / 10, bound * (tenth + 1) / 10);
             let within = waits

@@ -12,10 +12,12 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use headwater_protocol::AgentId;
+use headwater_service::chance::SharedChance;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Shipper;
+use super::channel::Network;
 use super::credentials::Credentials;
 use super::error::SessionError;
 use super::link::{Link, Welcomed};
@@ -106,6 +108,8 @@ impl Successor {
             settings: shipper.settings.clone(),
             credentials: shipper.watched.clone(),
             pauses: shipper.pauses.clone(),
+            network: shipper.network.clone(),
+            chance: shipper.chance.clone(),
             greeting: greeting.clone(),
             held: live.clone(),
             used: link.credentials.clone(),
@@ -146,6 +150,8 @@ struct Search {
     settings: Settings,
     credentials: watch::Receiver<Arc<Credentials>>,
     pauses: Arc<Pauses>,
+    network: Arc<dyn Network>,
+    chance: SharedChance,
     greeting: Arc<AtomicBool>,
     held: Arc<Live>,
     used: Arc<Credentials>,
@@ -200,7 +206,7 @@ impl Search {
     async fn due(&mut self) -> Reason {
         let probe = self.held.collector.preferred_probe_ms;
         // A collector that comes back must not meet all its agents in the same moment.
-        let probe = Duration::from_millis(rand::random_range(probe / 2..=probe));
+        let probe = Duration::from_millis(self.chance.within(probe / 2..=probe));
         let now = Instant::now();
         let preferred = &self.held.collector.addresses[..self.index];
         let ends = preferred.iter().map(|it| self.pauses.end_of(it, now));
@@ -225,7 +231,7 @@ impl Search {
         credentials: Arc<Credentials>,
         index: usize,
     ) -> Result<Welcomed, SessionError> {
-        let link = Link::connect(&live.collector, credentials, index).await?;
+        let link = Link::connect(&*self.network, &live.collector, credentials, index).await?;
         self.greeting.store(true, Ordering::Relaxed);
         Welcomed::greet(link, &self.buffer, &self.agent_id).await
     }

@@ -1,13 +1,14 @@
 //! One batch on one stream: bytes out, answer in.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_protocol::{BatchHeader, BatchReply, Codec, batch, frame};
+use headwater_protocol::{BatchHeader, BatchReply, Codec, batch};
 use metrics::counter;
-use quinn::{Connection, RecvStream, SendStream};
-use serde::de::DeserializeOwned;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::time::timeout;
 
+use super::channel::Channel;
 use super::error::SessionError;
 use crate::buffer::{Buffer, Limits, Position, Stretch};
 use crate::metrics::{BATCH_BYTES_SENT, BATCHES_SENT, EVENTS_SENT};
@@ -92,86 +93,37 @@ fn seal(
 }
 
 /// Sends a batch on a stream of its own and waits for the answer, for each at most `bound`. Gives
-/// `slot` back when the last byte is handed over. Dropping it resets the stream, so that the
-/// collector does not take half a batch for a whole one.
+/// `slot` back when the last byte is handed over.
 pub(super) async fn deliver<S>(
-    connection: Connection,
+    channel: Arc<dyn Channel>,
     packed: Packed,
     bound: Duration,
     slot: S,
 ) -> Delivery {
     let (count, bytes) = (packed.header.count, packed.body.len() as u64);
-    let mut stream = match timeout(bound, transmit(&connection, packed)).await {
+    let handed_over = timeout(bound, channel.send(packed.header, packed.body)).await;
+    let mut awaited = match handed_over {
         Err(_) => return Delivery::Unanswered,
         Ok(Err(error)) => return Delivery::Broken(error),
-        Ok(Ok(stream)) => stream,
+        Ok(Ok(awaited)) => awaited,
     };
     drop(slot);
     counter!(BATCHES_SENT).increment(1);
     counter!(EVENTS_SENT).increment(u64::from(count));
     counter!(BATCH_BYTES_SENT).increment(bytes);
-    match timeout(bound, read_frame(&mut stream.receive)).await {
+    match timeout(bound, awaited.reply()).await {
         Err(_) => Delivery::Unanswered,
         Ok(Err(error)) => Delivery::Broken(error),
-        Ok(Ok(reply)) => {
-            stream.is_answered = true;
-            Delivery::Answered(reply)
-        }
+        Ok(Ok(reply)) => Delivery::Answered(reply),
     }
 }
 
-struct BatchStream {
-    send: SendStream,
-    receive: RecvStream,
-    is_answered: bool,
-}
-
-impl Drop for BatchStream {
-    fn drop(&mut self) {
-        if !self.is_answered {
-            // Fails only when everything has arrived.
-            drop(self.send.reset(0_u32.into()));
-        }
-    }
-}
-
-async fn transmit(connection: &Connection, packed: Packed) -> Result<BatchStream, SessionError> {
-    let (send, receive) = connection.open_bi().await?;
-    let mut stream = BatchStream {
-        send,
-        receive,
-        is_answered: false,
-    };
-    write(&mut stream.send, &frame::encode(&packed.header)).await?;
-    write(&mut stream.send, &packed.body).await?;
-    let finished = stream.send.finish();
-    finished.map_err(|error| SessionError::Stream(error.to_string()))?;
-    Ok(stream)
-}
-
-pub(super) async fn write(send: &mut SendStream, bytes: &[u8]) -> Result<(), SessionError> {
-    match send.write_all(bytes).await {
-        // The collector has answered early; the answer says why.
-        Ok(()) | Err(quinn::WriteError::Stopped(_)) => Ok(()),
-        Err(error) => Err(SessionError::Stream(error.to_string())),
-    }
-}
-
-pub(super) async fn read_frame<T: DeserializeOwned>(
-    receive: &mut RecvStream,
-) -> Result<T, SessionError> {
-    let stream = |error: quinn::ReadExactError| SessionError::Stream(error.to_string());
-    let mut prefix = [0; 4];
-    receive.read_exact(&mut prefix).await.map_err(stream)?;
-    let length =
-        frame::length(prefix).map_err(|_| SessionError::Protocol("a frame is too long"))?;
-    let mut bytes = vec![0; length];
-    receive.read_exact(&mut bytes).await.map_err(stream)?;
-    frame::decode(&bytes).map_err(|_| SessionError::Protocol("a message cannot be decoded"))
-}
-
-/// Runs work that waits for the disk on a thread that may block.
+/// Runs work that waits for the disk on a thread that may block; in place on a runtime of one thread,
+/// where nothing else goes on meanwhile and the order of events is that of the program.
 pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+        return work();
+    }
     tokio::task::spawn_blocking(work)
         .await
         .expect("the work does not panic and is never aborted")

@@ -45,7 +45,7 @@ impl Session<'_> {
             Delivery::Answered(reply) => {
                 self.answered_at = now;
                 self.silence.end(now);
-                if sending.connection == self.link.connection.stable_id() {
+                if sending.channel == self.link.channel.id() {
                     match reply {
                         BatchReply::Retry { .. } => self.retries.note(now),
                         _ => self.retries.end(),
@@ -89,8 +89,8 @@ impl Session<'_> {
         error: SessionError,
     ) -> Result<(), SessionError> {
         let now = Instant::now();
-        let connection = &self.link.connection;
-        if sending.connection != connection.stable_id() || connection.close_reason().is_some() {
+        let channel = &self.link.channel;
+        if sending.channel != channel.id() || channel.is_closed() {
             // Sent again on the next connection, or the session ends with this one.
             self.flight.wait(first, now);
             return Ok(());

@@ -26,9 +26,7 @@ impl Session<'_> {
     }
 
     pub(super) fn look(&mut self) {
-        let received = self.link.connection.stats().frame_rx;
-        let grants = received.max_data + received.max_stream_data;
-        self.silence.look(grants, Instant::now());
+        self.silence.look(self.link.channel.grants(), Instant::now());
     }
 
     /// Returns why another connection is to be tried at once: the collector does nothing with what waits
@@ -59,7 +57,10 @@ impl Session<'_> {
     pub(super) fn handover_delay(&self) -> Duration {
         match self.handover_failures {
             0 => Duration::ZERO,
-            failures => backoff(failures - 1, 1, &self.live.collector),
+            failures => {
+                let chance = self.shipper.chance.as_ref();
+                backoff(failures - 1, 1, &self.live.collector, chance)
+            }
         }
     }
 
@@ -138,11 +139,11 @@ impl Session<'_> {
         let Some(retired) = &self.retired else {
             return;
         };
-        let connection = retired.link.connection.stable_id();
+        let channel = retired.link.channel.id();
         let is_awaited = self
             .sendings
             .values()
-            .any(|sending| sending.connection == connection);
+            .any(|sending| sending.channel == channel);
         if !is_awaited || Instant::now() >= retired.until {
             self.retired = None;
         }

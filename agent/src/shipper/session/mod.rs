@@ -33,7 +33,7 @@ use tracing::debug;
 use super::Shipper;
 use super::error::SessionError;
 use super::flight::{Again, Attempt, Flight};
-use super::link::{self, Link, Welcomed};
+use super::link::{Link, Welcomed};
 use super::reader::{Ahead, Fresh, Reader};
 use super::silence::{Retries, Silence};
 use super::wire::{Delivery, Packed, blocking, deliver, pack, pack_substitute};
@@ -66,7 +66,7 @@ struct Retired {
 /// A task that sends a batch and waits for its answer.
 struct Sending {
     task: AbortHandle,
-    connection: usize,
+    channel: usize,
     started: Instant,
 }
 
@@ -184,14 +184,14 @@ impl<'a> Session<'a> {
             let retired_until = self.retired.as_ref().map(|retired| retired.until);
             let looks_at = self.looks_at();
             let wants_slot = !self.is_broken && self.flight.due(now).is_some();
-            let (connection, repeats) = (self.link.connection.clone(), self.repeats.clone());
+            let (channel, repeats) = (self.link.channel.clone(), self.repeats.clone());
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return self.drain().await,
                 Some(done) = self.tasks.join_next() => self.settle(done).await?,
-                error = connection.closed(), if !self.is_broken => {
+                error = channel.closed(), if !self.is_broken => {
                     if !successor.is_greeting() {
-                        return Err(error.into());
+                        return Err(error);
                     }
                     debug!("the collector has let the old connection go");
                     self.is_broken = true;
@@ -223,17 +223,17 @@ impl<'a> Session<'a> {
         let attempt = self
             .flight
             .launch(packed.first, packed.last, Arc::new(place));
-        let connection = self.link.connection.clone();
+        let channel = self.link.channel.clone();
         self.start(
             attempt,
-            deliver(connection, packed, self.reply_timeout(), slot),
+            deliver(channel, packed, self.reply_timeout(), slot),
         );
     }
 
     /// Sends batches again whose wait is over: a few at a time, because each is read from the buffer
     /// once more; the lowest at once, because all others wait for it.
     fn send_again(&mut self) {
-        while !self.is_broken && self.link.connection.close_reason().is_none() {
+        while !self.is_broken && !self.link.channel.is_closed() {
             let Some(again) = self.flight.due(Instant::now()) else {
                 return;
             };
@@ -243,10 +243,10 @@ impl<'a> Session<'a> {
             }
             let attempt = self.flight.relaunch(again.first);
             let (buffer, stretch) = (self.buffer().clone(), self.stretch);
-            let (connection, bound) = (self.link.connection.clone(), self.reply_timeout());
+            let (channel, bound) = (self.link.channel.clone(), self.reply_timeout());
             let sending = async move {
                 match blocking(move || pack_again(&buffer, stretch, again)).await {
-                    Ok(Some(packed)) => deliver(connection, packed, bound, slot).await,
+                    Ok(Some(packed)) => deliver(channel, packed, bound, slot).await,
                     Ok(None) => Delivery::Nothing,
                     Err(error) => Delivery::Unreadable(error),
                 }
@@ -266,7 +266,7 @@ impl<'a> Session<'a> {
         let task = self.tasks.spawn(async move { (attempt, sending.await) });
         let sending = Sending {
             task,
-            connection: self.link.connection.stable_id(),
+            channel: self.link.channel.id(),
             started: Instant::now(),
         };
         self.sendings.insert(attempt, sending);
@@ -305,9 +305,9 @@ impl<'a> Session<'a> {
 
     /// Ends the connection so that the collector hears of it.
     pub(super) async fn close(self) {
-        let endpoint = self.link.endpoint();
+        let left = self.link.channel.left();
         drop(self);
-        link::idle(endpoint).await;
+        left.await;
     }
 }
 
