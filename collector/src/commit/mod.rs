@@ -204,6 +204,17 @@ impl Group {
         self.batches.iter().zip(cuts).map(cut_of).collect()
     }
 
+    /// Asserts that every sequence which the watermark will pass has its row, in one table or the other.
+    fn assert_whole(&self, cuts: &[Option<Cut>]) {
+        for (batch, cut) in self.batches.iter().zip(cuts) {
+            let Some(cut) = *cut else { continue };
+            let rows = event_rows_of(batch, cut).num_rows()
+                + quarantine_rows_of(batch, cut).num_rows();
+            let (key, sequences) = (&batch.key, batch.span.last - cut);
+            assert_eq!(rows as u64, sequences, "EO-3: {key:?} above {cut}");
+        }
+    }
+
     /// Returns the last sequence of every epoch that has a batch with a cut.
     fn reached(&self, cuts: &[Option<Cut>]) -> Reached {
         let taken = self
@@ -382,6 +393,7 @@ impl Committer {
         let quarantined = self.commit_quarantine(group, &plan).await?;
         self.at(CommitPoint::BetweenCommits)?;
         let cuts = group.event_cuts(&plan);
+        group.assert_whole(&cuts);
         let reached = group.reached(&cuts);
         let rows = group.rows(&cuts, event_rows_of);
         let committed = count(&rows);
@@ -439,6 +451,11 @@ impl Committer {
     /// Raises the ledger to what the head says, which wakes everybody who waits for an ack (EO-2).
     fn settle(&self, group: &Group, plan: &[Verdict], head: &Table) -> Result<(), RoundError> {
         let marks = Watermarks::of(head).map_err(HeadError::from)?;
+        for (batch, verdict) in group.batches.iter().zip(plan) {
+            let through = marks.get(batch.key.agent.as_str(), batch.key.epoch);
+            let is_covered = through >= batch.span.last || *verdict == Verdict::Gap;
+            assert!(is_covered, "EO-2: {:?} ends above {through}", batch.key);
+        }
         let snapshot_id = head.metadata().current_snapshot_id().unwrap_or_default();
         self.ledger
             .raise_all(snapshot_id, |key| marks.get(key.agent.as_str(), key.epoch));

@@ -39,6 +39,7 @@ pub(crate) fn plan<'a>(
             let after = position.staged;
             match decide(*position, span) {
                 Admission::New | Admission::Overlap { .. } => {
+                    assert!(span.first <= after + 1 && after < span.last, "EO-1, EO-3");
                     position.staged = span.last;
                     Verdict::Take { after }
                 }
