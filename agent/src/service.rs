@@ -240,7 +240,11 @@ impl Parts {
             admin_stop.clone(),
         ));
         let ager = tokio::spawn(show_age(self.status.clone()));
-        let mut shipper = tokio::spawn(shipper::run(self.shipper, self.status.clone(), stop.clone()));
+        let mut shipper = tokio::spawn(shipper::run(
+            self.shipper,
+            self.status.clone(),
+            stop.clone(),
+        ));
         let mut http = tokio::spawn(self.source.serve(self.http, self.socket, stop.clone()));
         let mut sequencer =
             tokio::task::spawn_blocking(move || self.sequencer_thread.join().is_ok());

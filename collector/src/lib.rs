@@ -221,10 +221,7 @@ impl Parts {
             admin_stop.clone(),
         ));
         let mut committer = tokio::spawn(committer.run());
-        let accept = tokio::spawn(session::accept(
-            self.engine.clone(),
-            self.endpoint.clone(),
-        ));
+        let accept = tokio::spawn(session::accept(self.engine.clone(), self.endpoint.clone()));
         let result = tokio::select! {
             () = self.engine.shared.stopping.cancelled() => Ok(()),
             ended = &mut committer => ended_early("committer", ended.map(|it| it.map_err(RunError::from))),
@@ -264,7 +261,9 @@ impl Parts {
         self.engine.shared.abandoned.cancel();
         self.engine.shared.streams.close();
         let answers = deadline.max(Instant::now() + CLOSE_WAIT);
-        timeout_at(answers, self.engine.shared.streams.wait()).await.ok();
+        timeout_at(answers, self.engine.shared.streams.wait())
+            .await
+            .ok();
         committer.abort();
         self.endpoint.close(0u8.into(), b"stopping");
     }

@@ -2,6 +2,7 @@
 //! that the house is in order, `cargo xtask soak` runs the long tests in full. Nothing here is shipped.
 
 mod command;
+mod mutations;
 mod postgres;
 mod project;
 mod soak;
@@ -38,12 +39,12 @@ enum Task {
         #[arg(last = true)]
         pytest: Vec<String>,
     },
-    /// Runs the agent's long tests in full: power cuts, kills, full disks, corruption, SDKs
+    /// Runs the long tests in full: the simulation, power cuts, kills, full disks, corruption, SDKs
     #[command(
-        after_help = "Examples:\n  cargo xtask soak\n  cargo xtask soak --only power_cut\n  cargo xtask soak --only clients"
+        after_help = "Examples:\n  cargo xtask soak\n  cargo xtask soak --only sim\n  cargo xtask soak --only power_cut\n  cargo xtask soak --only clients"
     )]
     Soak {
-        /// Runs only the tests whose name contains this; `clients` are the SDKs
+        /// Runs only the tests whose name contains this; `sim` is the simulation, `mutations` are faults made on purpose, `clients` are the SDKs
         #[arg(long, value_name = "NAME")]
         only: Option<String>,
     },

@@ -1,5 +1,5 @@
-//! `cargo xtask soak`: the agent's long tests in full. The same tests run in `cargo xtask test`, with
-//! smaller counts; `HEADWATER_SOAK=1` is the only difference they see.
+//! `cargo xtask soak`: the long tests in full: the simulation's and the agent's. The same tests run in
+//! `cargo xtask test`, with smaller counts; `HEADWATER_SOAK=1` is the only difference they see.
 //!
 //! The agent's own tests are optimised, because footprint and the speed of faults are part of what is
 //! tested; the SDKs then meet the programs that the end-to-end tests use.
@@ -7,17 +7,30 @@
 use anyhow::{Result, ensure};
 
 use crate::command::{Log, Show};
+use crate::mutations;
 use crate::project::Project;
 use crate::suite::{self, TestCounts};
 
 /// What names the end-to-end test of the SDKs, for pytest and for `--only`.
 const CLIENTS: &str = "clients";
 
+/// What names the simulation, for `--only`.
+const SIM: &str = "sim";
+
+/// What names the faults made on purpose, for `--only`.
+const MUTATIONS: &str = "mutations";
+
 /// Runs the tests whose path contains `only`, or all, one after the other, and shows the figures
 /// that they print.
 pub(crate) fn run(only: Option<&str>) -> Result<()> {
-    if only != Some(CLIENTS) {
-        agent(only)?;
+    if only.is_none_or(|only| only == SIM) {
+        optimised_tests("headwater-sim", "sim", None)?;
+    }
+    if only.is_none_or(|only| only == MUTATIONS) {
+        mutations::run()?;
+    }
+    if only.is_none_or(|only| ![CLIENTS, SIM, MUTATIONS].contains(&only)) {
+        optimised_tests("headwater-agent", "agent", only)?;
     }
     if only.is_none_or(|only| only == CLIENTS) {
         let pytest_arguments = ["-k", CLIENTS].map(String::from).to_vec();
@@ -26,13 +39,14 @@ pub(crate) fn run(only: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-fn agent(only: Option<&str>) -> Result<()> {
+/// Runs the tests of one package whose path contains `only`, one after the other.
+fn optimised_tests(package: &str, test: &str, only: Option<&str>) -> Result<()> {
     let project = Project::find()?;
-    let mut log = Log::create(&project.logs(), "soak")?;
+    let mut log = Log::create(&project.logs(), &format!("soak-{test}"))?;
     let mut command = project.cargo();
     command
-        .args(["test", "--release", "--package", "headwater-agent"])
-        .args(["--test", "agent", "--no-fail-fast", "--"])
+        .args(["test", "--release", "--package", package])
+        .args(["--test", test, "--no-fail-fast", "--"])
         .args(["--nocapture", "--test-threads=1"])
         .args(only)
         .env("HEADWATER_SOAK", "1");

@@ -228,9 +228,7 @@ async fn write(send: &mut SendStream, bytes: &[u8]) -> Result<(), SessionError> 
     }
 }
 
-async fn read_frame<T: DeserializeOwned>(
-    receive: &mut RecvStream,
-) -> Result<T, SessionError> {
+async fn read_frame<T: DeserializeOwned>(receive: &mut RecvStream) -> Result<T, SessionError> {
     let stream = |error: quinn::ReadExactError| SessionError::Stream(error.to_string());
     let mut prefix = [0; 4];
     receive.read_exact(&mut prefix).await.map_err(stream)?;

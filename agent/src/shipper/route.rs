@@ -21,8 +21,8 @@ pub(super) fn backoff(
     chance: &dyn Chance,
 ) -> Duration {
     Duration::from_millis(chance.within(0..=bound_ms(failures, collectors, config)))
-    // Never zero: a collector that refuses at once must not be asked in a tight loop.
-    .max(Duration::from_millis(config.backoff_min_ms / 10).max(Duration::from_millis(1)))
+        // Never zero: a collector that refuses at once must not be asked in a tight loop.
+        .max(Duration::from_millis(config.backoff_min_ms / 10).max(Duration::from_millis(1)))
 }
 
 fn bound_ms(failures: u32, collectors: usize, config: &CollectorConfig) -> u64 {
@@ -72,7 +72,9 @@ mod tests {
     fn jitter_is_full() {
         let config = CollectorConfig::default();
         let bound = Duration::from_millis(config.backoff_max_ms);
-        let waits: Vec<Duration> = (0..1000).map(|_| backoff(60, 1, &config, &SystemChance)).collect();
+        let waits: Vec<Duration> = (0..1000)
+            .map(|_| backoff(60, 1, &config, &SystemChance))
+            .collect();
         for tenth in 0..10 {
             let (from, to) = (bound * tenth / 10, bound * (tenth + 1) / 10);
             let within = waits

@@ -208,8 +208,8 @@ impl Group {
     fn assert_whole(&self, cuts: &[Option<Cut>]) {
         for (batch, cut) in self.batches.iter().zip(cuts) {
             let Some(cut) = *cut else { continue };
-            let rows = event_rows_of(batch, cut).num_rows()
-                + quarantine_rows_of(batch, cut).num_rows();
+            let rows =
+                event_rows_of(batch, cut).num_rows() + quarantine_rows_of(batch, cut).num_rows();
             let (key, sequences) = (&batch.key, batch.span.last - cut);
             assert_eq!(rows as u64, sequences, "EO-3: {key:?} above {cut}");
         }

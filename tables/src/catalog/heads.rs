@@ -179,11 +179,7 @@ impl Heads for SqliteHeads {
         Ok(head.flatten())
     }
 
-    async fn insert(
-        &self,
-        name: &TableName,
-        location: &str,
-    ) -> Result<bool, CatalogError> {
+    async fn insert(&self, name: &TableName, location: &str) -> Result<bool, CatalogError> {
         let added = self.insert_unchecked(name, location).await;
         match self.get(name).await? {
             Some(head) => Ok(head == location),
@@ -194,12 +190,7 @@ impl Heads for SqliteHeads {
         }
     }
 
-    async fn swap(
-        &self,
-        name: &TableName,
-        from: &str,
-        to: &str,
-    ) -> Result<Swap, CatalogError> {
+    async fn swap(&self, name: &TableName, from: &str, to: &str) -> Result<Swap, CatalogError> {
         let error = |error| database("commit", error);
         let mut transaction = self.pool.begin().await.map_err(error)?;
         let result = sqlx::query(SWAP)

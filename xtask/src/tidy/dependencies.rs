@@ -16,7 +16,7 @@ struct Rule {
     never: &'static [&'static str],
 }
 
-const RULES: [Rule; 9] = [
+const RULES: [Rule; 10] = [
     Rule {
         package: "headwater-protocol",
         may_use: &[],
@@ -84,6 +84,17 @@ const RULES: [Rule; 9] = [
             "headwater-service",
         ],
         never: &[],
+    },
+    Rule {
+        package: "headwater-sim",
+        may_use: &[
+            "headwater-protocol",
+            "headwater-agent",
+            "headwater-collector",
+            "headwater-tables",
+            "headwater-service",
+        ],
+        never: &["quinn", "datafusion", "tonic"],
     },
     Rule {
         package: "xtask",

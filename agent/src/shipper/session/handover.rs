@@ -26,7 +26,8 @@ impl Session<'_> {
     }
 
     pub(super) fn look(&mut self) {
-        self.silence.look(self.link.channel.grants(), Instant::now());
+        self.silence
+            .look(self.link.channel.grants(), Instant::now());
     }
 
     /// Returns why another connection is to be tried at once: the collector does nothing with what waits

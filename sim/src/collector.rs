@@ -1,0 +1,174 @@
+//! A collector: life after life of the real engine and the real committer, on the shared table.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use headwater_collector::commit::{CommitHook, CommitPoint, HookAction};
+use headwater_collector::config::{CommitConfig, Config, LimitsConfig};
+use headwater_collector::engine::{Engine, EngineParts};
+use headwater_protocol::AgentId;
+use headwater_service::tls::TlsFiles;
+use headwater_tables::Catalog;
+use headwater_tables::catalog::Parts;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::heads::FaultyHeads;
+use crate::host::{Host, Plan, Point};
+use crate::store::{Store, WAREHOUSE};
+use crate::world::World;
+
+/// One life of a collector.
+pub(crate) struct Life {
+    pub(crate) host: Arc<Host>,
+    pub(crate) engine: Engine,
+    /// The open connection of each agent.
+    pub(crate) sessions: Mutex<BTreeMap<AgentId, CancellationToken>>,
+}
+
+impl std::fmt::Debug for Life {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Life")
+            .field("host", &self.host.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Lets the committer die at the points that it names itself.
+struct Hook(Arc<Host>);
+
+impl CommitHook for Hook {
+    fn at(&self, point: CommitPoint) -> HookAction {
+        let point = match point {
+            CommitPoint::Planned => Point::Planned,
+            CommitPoint::BetweenCommits => Point::BetweenCommits,
+            CommitPoint::BeforeAcks => Point::BeforeAcks,
+        };
+        match self.0.dies_at(point) {
+            true => HookAction::Kill,
+            false => HookAction::Continue,
+        }
+    }
+}
+
+/// Returns the catalog as `host` sees it.
+pub(crate) fn catalog(world: &Arc<World>, host: &Arc<Host>) -> Catalog {
+    let clock = world.clock.clone();
+    Catalog::assemble(Parts {
+        heads: Arc::new(FaultyHeads {
+            world: world.clone(),
+            host: host.clone(),
+        }),
+        warehouse: WAREHOUSE.to_owned(),
+        file_io: Store::of(world, host),
+        now: Arc::new(move || clock.now()),
+    })
+}
+
+fn config(world: &World) -> Config {
+    let nowhere = TlsFiles {
+        certificate: "-".into(),
+        key: "-".into(),
+        ca: "-".into(),
+    };
+    Config {
+        quic: Default::default(),
+        admin: Default::default(),
+        tls: nowhere,
+        catalog: Default::default(),
+        commit: CommitConfig {
+            interval_ms: world.knobs.commit_interval_ms,
+            retry_max_ms: 2_000,
+            ..CommitConfig::default()
+        },
+        limits: LimitsConfig {
+            batches_in_flight_max: 8,
+            park_ms: 500,
+            retry_after_ms: 200,
+            ..LimitsConfig::default()
+        },
+        log: Default::default(),
+    }
+}
+
+/// Lives and dies until `stop`.
+pub(crate) async fn run(world: Arc<World>, name: String, stop: CancellationToken) {
+    let mut lives = 0;
+    while !stop.is_cancelled() {
+        lives += 1;
+        let (dice, knobs) = (&world.dice, &world.knobs);
+        let plan = knobs.strikes(dice, knobs.crashes).then(|| Plan {
+            point: Point::ALL[dice.index(Point::ALL.len())],
+            times: u32::try_from(dice.within(1..=2)).unwrap_or(1),
+        });
+        let host = Host::new(
+            format!("{name}#{lives}"),
+            world.trace.clone(),
+            dice.clone(),
+            plan,
+        );
+        world
+            .trace
+            .line(format_args!("{} starts, {plan:?}", host.name));
+        let parts = EngineParts {
+            config: config(&world),
+            catalog: catalog(&world, &host),
+            clock: world.clock.clone(),
+            chance: Arc::new(dice.clone()),
+            hook: Arc::new(Hook(host.clone())),
+        };
+        let (engine, committer) = parts.assemble(&CancellationToken::new());
+        let life = Arc::new(Life {
+            host: host.clone(),
+            engine,
+            sessions: Mutex::default(),
+        });
+        host.spawn(async move { drop(committer.run().await) });
+        world.lives(&name, Some(life));
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = host.died() => {}
+        }
+        world.lives(&name, None);
+        host.end();
+        tokio::time::sleep(world.dice.ms(50..=3_000)).await;
+    }
+}
+
+/// Freezes collectors and breaks connections now and then, until the faults are over.
+pub(crate) async fn disturb(world: Arc<World>) {
+    loop {
+        tokio::time::sleep(world.dice.ms(200..=4_000)).await;
+        if world.knobs.is_healed() {
+            return;
+        }
+        let Some(life) = world.any_life() else {
+            continue;
+        };
+        match world.dice.index(4) {
+            0 => {
+                world.trace.count("collector: frozen");
+                world.trace.line(format_args!("{} freezes", life.host.name));
+                life.host.freeze();
+                let world = world.clone();
+                tokio::spawn(async move {
+                    let most = Duration::from_millis(world.dice.within(100..=15_000));
+                    tokio::select! {
+                        biased;
+                        () = world.healed.cancelled() => {}
+                        () = tokio::time::sleep(most) => {}
+                    }
+                    life.host.thaw();
+                });
+            }
+            1 => life.host.die(Point::Other),
+            _ => {
+                if world.break_a_connection() {
+                    world.trace.count("link: a connection breaks");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! One life of a process: it can be frozen, and it can die at a chosen point, for good.
+//!
+//! Everything that the process does outside its own memory passes here. A dead process does nothing
+//! more: its tasks are gone, and what asks on its behalf waits for ever.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::dice::Dice;
+use crate::trace::Trace;
+
+/// Points of a commit at which a collector can die, in the order in which it passes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Point {
+    Planned,
+    DataFileClosed,
+    ManifestWritten,
+    ManifestListWritten,
+    MetadataWritten,
+    BeforeSwap,
+    AfterSwap,
+    BetweenCommits,
+    BeforeAcks,
+    BeforeAnswer,
+    /// No point of its own: reading.
+    Other,
+}
+
+impl Point {
+    /// Every point to die at.
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Planned,
+        Self::DataFileClosed,
+        Self::ManifestWritten,
+        Self::ManifestListWritten,
+        Self::MetadataWritten,
+        Self::BeforeSwap,
+        Self::AfterSwap,
+        Self::BetweenCommits,
+        Self::BeforeAcks,
+        Self::BeforeAnswer,
+    ];
+
+    /// Returns the name under which a death here is counted.
+    pub(crate) fn death(self) -> &'static str {
+        match self {
+            Self::Planned => "crash: planned",
+            Self::DataFileClosed => "crash: data file closed",
+            Self::ManifestWritten => "crash: manifest written",
+            Self::ManifestListWritten => "crash: manifest list written",
+            Self::MetadataWritten => "crash: metadata written",
+            Self::BeforeSwap => "crash: before the catalog swap",
+            Self::AfterSwap => "crash: after the catalog swap",
+            Self::BetweenCommits => "crash: between quarantine and events",
+            Self::BeforeAcks => "crash: before the acks",
+            Self::BeforeAnswer => "crash: before the answer leaves",
+            Self::Other => "crash: any time",
+        }
+    }
+}
+
+/// Where a life ends: at the n-th time (from 1) that a point is passed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plan {
+    pub(crate) point: Point,
+    pub(crate) times: u32,
+}
+
+/// One life of a process.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) name: String,
+    trace: Trace,
+    dice: Dice,
+    dead: CancellationToken,
+    frozen: watch::Sender<bool>,
+    plan: Mutex<Option<Plan>>,
+    tasks: Mutex<Vec<AbortHandle>>,
+    /// Connections that break some time after its death.
+    connections: Mutex<Vec<CancellationToken>>,
+}
+
+impl Host {
+    pub(crate) fn new(name: String, trace: Trace, dice: Dice, plan: Option<Plan>) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            trace,
+            dice,
+            dead: CancellationToken::new(),
+            frozen: watch::Sender::new(false),
+            plan: Mutex::new(plan),
+            tasks: Mutex::default(),
+            connections: Mutex::default(),
+        })
+    }
+
+    /// Runs a task of this process, which ends when the task panics.
+    pub(crate) fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
+        if self.dead.is_cancelled() {
+            return;
+        }
+        let host = self.clone();
+        let guarded = async move {
+            if let Err(payload) = AssertUnwindSafe(task).catch_unwind().await {
+                let text = payload.downcast_ref::<String>().map(String::as_str);
+                let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+                let text = text.unwrap_or("no message");
+                host.trace
+                    .violation(format!("{} panics: {text}", host.name));
+                host.end();
+            }
+        };
+        let mut tasks = self.tasks.lock();
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(tokio::spawn(guarded).abort_handle());
+    }
+
+    /// Notes a connection to this process.
+    pub(crate) fn connected(&self, closed: CancellationToken) {
+        self.connections.lock().push(closed);
+    }
+
+    /// Passes a point of the process's way to the outside: takes a moment, waits while it is frozen,
+    /// and never returns when it dies here or has died.
+    pub(crate) async fn pass(&self, point: Point) {
+        tokio::time::sleep(Duration::from_micros(self.dice.within(50..=2500))).await;
+        let mut frozen = self.frozen.subscribe();
+        // The sender lives in `self`.
+        drop(frozen.wait_for(|frozen| !frozen).await);
+        if self.dies_at(point) || self.dead.is_cancelled() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Says whether the process dies at this point, now; then it is dead.
+    pub(crate) fn dies_at(&self, point: Point) -> bool {
+        let mut plan = self.plan.lock();
+        let Some(next) = plan.as_mut().filter(|plan| plan.point == point) else {
+            return false;
+        };
+        next.times -= 1;
+        if next.times > 0 {
+            return false;
+        }
+        *plan = None;
+        drop(plan);
+        self.die(point);
+        true
+    }
+
+    /// Ends the process without a word.
+    pub(crate) fn die(&self, point: Point) {
+        if self.dead.is_cancelled() {
+            return;
+        }
+        self.trace
+            .line(format_args!("{} dies at {point:?}", self.name));
+        self.trace.count(point.death());
+        self.end();
+    }
+
+    /// Ends the process; its peers notice at once or later.
+    pub(crate) fn end(&self) {
+        self.dead.cancel();
+        for task in self.tasks.lock().drain(..) {
+            task.abort();
+        }
+        for connection in self.connections.lock().drain(..) {
+            let noticed = self.dice.ms(0..=3000);
+            tokio::spawn(async move {
+                tokio::time::sleep(noticed).await;
+                connection.cancel();
+            });
+        }
+    }
+
+    /// Lets no plan come true any more.
+    pub(crate) fn spare(&self) {
+        *self.plan.lock() = None;
+    }
+
+    pub(crate) fn freeze(&self) {
+        self.frozen.send_replace(true);
+    }
+
+    pub(crate) fn thaw(&self) {
+        self.frozen.send_replace(false);
+    }
+
+    /// Resolves when the process is dead.
+    pub(crate) async fn died(&self) {
+        self.dead.cancelled().await;
+    }
+}

@@ -1,0 +1,137 @@
+//! What is true of the table, whatever anybody was told: each commit as it happened, and the promises
+//! that can be checked at that moment.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use headwater_protocol::AgentId;
+use headwater_tables::schema::{RAW_EVENTS, RAW_QUARANTINE};
+use headwater_tables::watermark::Watermarks;
+use headwater_tables::{Catalog, Table, TableName};
+use parking_lot::Mutex;
+
+use crate::world::World;
+
+/// (agent, epoch).
+pub(crate) type Key = (String, u64);
+pub(crate) type Marks = BTreeMap<Key, u64>;
+
+/// The watermarks before and after one commit.
+#[derive(Debug, Clone)]
+pub(crate) struct Commit {
+    pub(crate) sequence_number: i64,
+    pub(crate) before: Marks,
+    pub(crate) after: Marks,
+}
+
+/// The history of one table.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    pub(crate) marks: Marks,
+    pub(crate) commits: Vec<Commit>,
+    snapshot_id: Option<i64>,
+}
+
+/// The histories of both tables.
+#[derive(Debug)]
+pub(crate) struct Truth {
+    pub(crate) catalog: Catalog,
+    tables: Mutex<BTreeMap<TableName, History>>,
+}
+
+impl Truth {
+    pub(crate) fn new(catalog: Catalog) -> Self {
+        Self {
+            catalog,
+            tables: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn history<T>(&self, name: &TableName, read: impl FnOnce(&History) -> T) -> T {
+        read(self.tables.lock().entry(name.clone()).or_default())
+    }
+
+    /// Looks at the head of a table that has just moved.
+    pub(crate) async fn observe(&self, world: &Arc<World>, name: &TableName) {
+        let table = match self.catalog.load(name).await {
+            Ok(table) => table,
+            Err(error) => return world.trace.violation(format!("{name} is broken: {error}")),
+        };
+        let marks = match Watermarks::of(&table) {
+            Ok(marks) => marks,
+            Err(error) => return world.trace.violation(format!("{name} is broken: {error}")),
+        };
+        let after: Marks = marks
+            .agents()
+            .map(|(agent, epoch, through)| ((agent.to_owned(), epoch), through))
+            .collect();
+        let short = if *name == *RAW_EVENTS {
+            "events"
+        } else {
+            "quarantine"
+        };
+        world.trace.count(match *name == *RAW_QUARANTINE {
+            true => "commit: quarantine",
+            false => "commit: events",
+        });
+        let mut tables = self.tables.lock();
+        let history = tables.entry(name.clone()).or_default();
+        let before = std::mem::replace(&mut history.marks, after.clone());
+        let snapshot_id = table.metadata().current_snapshot_id();
+        for (key, old) in &before {
+            if after.get(key).is_none_or(|new| new < old) {
+                world
+                    .trace
+                    .violation(format!("EO-3: the {short} watermark of {key:?} moves back"));
+            }
+        }
+        if before != after && history.snapshot_id == snapshot_id {
+            world.trace.violation(format!(
+                "EO-4: a {short} watermark moves without a snapshot"
+            ));
+        }
+        history.snapshot_id = snapshot_id;
+        let moved: Vec<_> = after
+            .iter()
+            .filter(|(key, to)| before.get(*key) != Some(to))
+            .collect();
+        world.trace.line(format_args!(
+            "committed to {short}: {} {moved:?}",
+            summary(&table)
+        ));
+        history.commits.push(Commit {
+            sequence_number: table.metadata().last_sequence_number(),
+            before,
+            after,
+        });
+    }
+
+    /// Checks an ack at the moment it is sent (EO-2).
+    pub(crate) fn acked(&self, world: &Arc<World>, agent: &AgentId, epoch: u64, through: u64) {
+        let key = (agent.as_str().to_owned(), epoch);
+        let committed = self.history(&RAW_EVENTS, |history| history.marks.get(&key).copied());
+        if committed.unwrap_or(0) < through {
+            world.trace.violation(format!(
+                "EO-2: {key:?} is acked through {through} and committed through {committed:?}"
+            ));
+        }
+    }
+}
+
+fn summary(table: &Table) -> String {
+    let snapshot = table.metadata().current_snapshot();
+    let entry = |key: &str| {
+        let entries = snapshot.map(|it| &it.summary().additional_properties);
+        entries
+            .and_then(|it| it.get(key))
+            .cloned()
+            .unwrap_or_default()
+    };
+    format!(
+        "{} +{} rows, {} rows in {} files",
+        table.metadata().last_sequence_number(),
+        entry("added-records"),
+        entry("total-records"),
+        entry("total-data-files")
+    )
+}
