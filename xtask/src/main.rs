@@ -41,10 +41,10 @@ enum Task {
     },
     /// Runs the long tests in full: the simulation, power cuts, kills, full disks, corruption, SDKs
     #[command(
-        after_help = "Examples:\n  cargo xtask soak\n  cargo xtask soak --only sim\n  cargo xtask soak --only power_cut\n  cargo xtask soak --only clients"
+        after_help = "Examples:\n  cargo xtask soak\n  cargo xtask soak --only sim\n  cargo xtask soak --only power_cut\n  cargo xtask soak --only clients\n  cargo xtask soak --only kills"
     )]
     Soak {
-        /// Runs only the tests whose name contains this; `sim` is the simulation, `mutations` are faults made on purpose, `clients` are the SDKs
+        /// Runs only the tests whose name contains this; `sim` is the simulation, `mutations` are faults made on purpose, `clients` are the SDKs, `kills` are collectors and agents killed at every point
         #[arg(long, value_name = "NAME")]
         only: Option<String>,
     },

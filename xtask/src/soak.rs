@@ -1,8 +1,9 @@
-//! `cargo xtask soak`: the long tests in full: the simulation's and the agent's. The same tests run in
-//! `cargo xtask test`, with smaller counts; `HEADWATER_SOAK=1` is the only difference they see.
+//! `cargo xtask soak`: the long tests in full: the simulation's, the agent's, and the end-to-end tests of
+//! the SDKs and of kills. The same tests run in `cargo xtask test`, with smaller counts;
+//! `HEADWATER_SOAK=1` is the only difference they see.
 //!
 //! The agent's own tests are optimised, because footprint and the speed of faults are part of what is
-//! tested; the SDKs then meet the programs that the end-to-end tests use.
+//! tested; SDKs and kills then meet the programs that the end-to-end tests use.
 
 use anyhow::{Result, ensure};
 
@@ -11,8 +12,11 @@ use crate::mutations;
 use crate::project::Project;
 use crate::suite::{self, TestCounts};
 
-/// What names the end-to-end test of the SDKs, for pytest and for `--only`.
-const CLIENTS: &str = "clients";
+/// End-to-end tests that have a long form: what names them for `--only`, and for pytest.
+const END_TO_END: [(&str, &str); 2] = [
+    ("clients", "clients"),
+    ("kills", "kill_matrix or collectors"),
+];
 
 /// What names the simulation, for `--only`.
 const SIM: &str = "sim";
@@ -29,12 +33,15 @@ pub(crate) fn run(only: Option<&str>) -> Result<()> {
     if only.is_none_or(|only| only == MUTATIONS) {
         mutations::run()?;
     }
-    if only.is_none_or(|only| ![CLIENTS, SIM, MUTATIONS].contains(&only)) {
+    let is_end_to_end = |only| END_TO_END.iter().any(|(name, _)| *name == only);
+    if only.is_none_or(|only| ![SIM, MUTATIONS].contains(&only) && !is_end_to_end(only)) {
         optimised_tests("headwater-agent", "agent", only)?;
     }
-    if only.is_none_or(|only| only == CLIENTS) {
-        let pytest_arguments = ["-k", CLIENTS].map(String::from).to_vec();
-        suite::run(&["e2e".to_owned()], pytest_arguments, suite::Extent::Full)?;
+    for (name, tests) in END_TO_END {
+        if only.is_none_or(|only| only == name) {
+            let pytest_arguments = ["-k", tests].map(String::from).to_vec();
+            suite::run(&["e2e".to_owned()], pytest_arguments, suite::Extent::Full)?;
+        }
     }
     Ok(())
 }

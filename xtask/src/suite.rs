@@ -68,7 +68,7 @@ static STEPS: [Step; 8] = [
     },
     Step {
         name: "e2e",
-        about: "the whole system: real SDKs, kill -9, the night, JDBC, ADBC, PyIceberg",
+        about: "the whole system: real SDKs, kill -9, the night, JDBC, ADBC, PyIceberg, chDB",
         needs: &["toolbox", "build"],
         run: end_to_end,
     },

@@ -49,6 +49,8 @@ def toml_text(sections):
 class House:
     """Everything in one directory. Programs are started and killed one by one."""
 
+    AGENT_IDS = (AGENT_ID,)
+
     def __init__(self, directory, logs, write_keys, source_uri=None):
         self.directory = Path(directory)
         self.logs = Path(logs)
@@ -67,9 +69,10 @@ class House:
     # Files.
 
     def make_certificates(self):
-        done = run([BINARIES / "headwater", "certificates", "--dir", self.pki])
+        agents = [argument for name in self.AGENT_IDS for argument in ("--agent", name)]
+        done = run([BINARIES / "headwater", "certificates", "--dir", self.pki, *agents])
         assert done.returncode == 0, done.stderr
-        for name in ("ca", "collector", "flight-sql", AGENT_ID):
+        for name in ("ca", "collector", "flight-sql", *self.AGENT_IDS):
             assert (self.pki / f"{name}.pem").is_file(), f"no certificate for {name}"
 
     def tls(self, name):
@@ -167,12 +170,13 @@ class House:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return answer.read().decode()
 
-    def metric(self, program, name):
-        """Returns the sum of a metric's values over all labels, `None` when it has none yet."""
+    def metric(self, program, name, label=""):
+        """Returns the sum of a metric's values over all labels, or over those with `label`; `None` when
+        it has none yet."""
         values = [
             float(line.rsplit(" ", 1)[1])
             for line in self.get(program, "/metrics").splitlines()
-            if line.split("{")[0].split(" ")[0] == name
+            if line.split("{")[0].split(" ")[0] == name and label in line
         ]
         return sum(values) if values else None
 

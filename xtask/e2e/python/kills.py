@@ -23,8 +23,8 @@ def send_under_kills(house, companies, day):
 
     node = senders.node_sdk(house, "key-0", companies[0], day, seed + 1)
     python = senders.python_sdk(house, "key-1", companies[1], day, seed + 2)
-    stubborn = senders.HttpSender("stubborn", True, house, "key-2", companies[2], day, seed + 3)
-    once = senders.HttpSender("once", False, house, "key-2", companies[2], day, seed + 4)
+    stubborn = senders.HttpSender("stubborn", True, house.http_url, "key-2", companies[2], day, seed + 3)
+    once = senders.HttpSender("once", False, house.http_url, "key-2", companies[2], day, seed + 4)
     eventually("the first events are acknowledged", lambda: stubborn.acknowledged and once.acknowledged)
 
     killed = kill_at_random(house, chance, lambda: len(stubborn.acknowledged))

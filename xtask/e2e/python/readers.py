@@ -1,10 +1,12 @@
-"""Those who read: PyIceberg from the files, Python ADBC and JDBC through Flight SQL."""
+"""Those who read: PyIceberg and chDB from the files, Python ADBC and JDBC through Flight SQL."""
 
 import json
 import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow
 from adbc_driver_flightsql import DatabaseOptions, dbapi
 from pyiceberg.catalog.sql import SqlCatalog
 
@@ -12,6 +14,8 @@ from house import SQL_PASSWORD, SQL_USER
 from processes import run
 
 JAVA_SOURCE = Path(__file__).parent.parent / "java" / "Main.java"
+# In a process of its own, at the root: chDB reads no file outside its directory.
+CHDB = "import chdb, sys; open(sys.argv[2], 'wb').write(chdb.query(sys.argv[1], 'Arrow').bytes())"
 JDBC_DRIVERS = dict(
     entry.split("=", 1) for entry in os.environ.get("HEADWATER_E2E_JDBC", "").split(",") if entry
 )
@@ -42,6 +46,19 @@ def rows_of(table, *columns):
     """Returns the columns of all rows, read from the files by PyIceberg."""
     selected = columns if columns else ("*",)
     return table.scan(selected_fields=selected).to_arrow()
+
+
+def chdb_rows_of(head, columns, scratch):
+    """Returns the columns of all rows, read from the files by chDB (ClickHouse).
+
+    `head` is the metadata file that the catalog names: beside it lie others of the same version, which
+    a killed commit has left and no catalog names.
+    """
+    source = f"icebergLocal('{head.parent.parent}/', SETTINGS iceberg_metadata_file_path = 'metadata/{head.name}')"
+    sql = f"SELECT {', '.join(columns)} FROM {source}"
+    done = run([sys.executable, "-c", CHDB, sql, scratch], directory="/", within_s=300)
+    assert done.returncode == 0, f"chDB failed:\n{done.stderr[-4000:]}"
+    return pyarrow.ipc.open_file(scratch).read_all()
 
 
 @contextmanager

@@ -62,10 +62,10 @@ class HttpSender:
     that it is known whether an acknowledged batch can get lost.
     """
 
-    def __init__(self, name, retries, house, write_key, company, day, seed):
+    def __init__(self, name, retries, http_url, write_key, company, day, seed):
         self.name = name
         self.retries = retries
-        self.url = house.http_url + "/v1/batch"
+        self.url = http_url + "/v1/batch"
         token = base64.b64encode(f"{write_key}:".encode()).decode()
         self.headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
         self.events = conversations(company, day, seed)
