@@ -49,6 +49,10 @@ pub struct QuicConfig {
     /// Most agents connected at once; more are refused. Default 1024. Times `session_window_bytes` it
     /// bounds the memory of unread bytes.
     pub sessions_max: usize,
+    /// Most connections that have not said Hello yet; more are refused. Default 256. From half of it on,
+    /// an address that is new has to show that answers reach it. Lower keeps agents out when many come
+    /// back at once; higher lets strangers keep more of the processor busy with handshakes.
+    pub handshakes_max: usize,
     /// A connection without any packet for this long is dropped. Default 30000 ms: three lost
     /// keep-alives. Lower drops agents on short outages; higher keeps dead ones longer.
     pub idle_timeout_ms: u64,
@@ -73,6 +77,7 @@ impl Default for QuicConfig {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7080)),
             sessions_max: 1024,
+            handshakes_max: 256,
             idle_timeout_ms: 30_000,
             keep_alive_ms: 10_000,
             hello_timeout_ms: 5_000,
@@ -198,6 +203,11 @@ impl Config {
             (
                 "quic.sessions_max",
                 quic.sessions_max > 0,
+                "must be at least 1",
+            ),
+            (
+                "quic.handshakes_max",
+                quic.handshakes_max > 0,
                 "must be at least 1",
             ),
             (

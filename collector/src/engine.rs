@@ -148,6 +148,10 @@ impl Engine {
                 hello.agent_id
             ));
         }
+        // Later versions are compatible: one that is not has another ALPN.
+        if hello.protocol_version == 0 {
+            return Err("protocol version `0` is none".to_owned());
+        }
         if self.shared.stopping.is_cancelled() {
             return Err("the collector stops".to_owned());
         }

@@ -19,6 +19,7 @@ use crate::commit::{self, Memory, StagedBatch};
 use crate::engine::Shared;
 use crate::ledger::{Admitted, Committed, Entry, Key, Outcome, Turn};
 use crate::metrics as names;
+use crate::refusal::Refusal;
 use crate::staging::{self, BatchOrigin, Rows, StageError};
 
 /// Epochs of one agent that a session may speak of. An agent has one; two while it moves on.
@@ -156,8 +157,12 @@ impl Intake {
         let limits = &self.shared.config.limits;
         let header: BatchHeader = timeout(limits.body_timeout(), source.header())
             .await
-            .map_err(|_| self.retry("the header did not come in time"))?
-            .map_err(|error| misspoken(format!("batch header: {error}")))?;
+            .map_err(|_| {
+                Refusal::HeaderTimeout.count();
+                self.retry("the header did not come in time")
+            })?
+            // Its source has counted what was malformed.
+            .map_err(|error| protocol(format!("batch header: {error}")))?;
         let span = check(&header, &limits.on_the_wire())?;
         let entry = self
             .epoch(header.epoch)
@@ -290,7 +295,8 @@ impl Intake {
 
     /// Waits for room among the staged bytes; meanwhile nothing is read from the agent.
     async fn reserve(&self, bytes: u64) -> Result<Memory, BatchReply> {
-        let permits = u32::try_from(bytes).map_err(|_| refused("body too long".to_owned()))?;
+        let permits = u32::try_from(bytes)
+            .map_err(|_| refused(Refusal::OverLimit, "body too long".to_owned()))?;
         let budget = Arc::clone(&self.shared.budget);
         let permit = budget.acquire_many_owned(permits).await;
         let permit = permit.map_err(|_| self.retry("the collector stops"))?;
@@ -311,11 +317,15 @@ impl Intake {
         let bound = self.shared.config.limits.body_timeout();
         match timeout(bound, source.body(bytes_max)).await {
             Ok(Ok(body)) => Ok(body),
-            Ok(Err(BodyCut::TooLong)) => Err(refused(format!(
-                "compressed body is longer than `{bytes_max}` bytes"
-            ))),
+            Ok(Err(BodyCut::TooLong)) => Err(refused(
+                Refusal::BodyTooLong,
+                format!("compressed body is longer than `{bytes_max}` bytes"),
+            )),
             Ok(Err(BodyCut::Lost)) => Err(self.retry("the body was cut off")),
-            Err(_) => Err(self.retry("the body did not come in time")),
+            Err(_) => {
+                Refusal::BodyTimeout.count();
+                Err(self.retry("the body did not come in time"))
+            }
         }
     }
 
@@ -335,22 +345,27 @@ impl Intake {
         metrics::histogram!(names::STAGE_SECONDS).record(started.elapsed().as_secs_f64());
         match staged {
             Ok(Ok(rows)) => Ok(rows),
-            Ok(Err(StageError::Body(error))) => Err(refused(error.to_string())),
+            Ok(Err(StageError::Body(error))) => {
+                Err(refused(Refusal::BodyMalformed, error.to_string()))
+            }
             // Staging depends on the events alone: it would end in the same way again, for ever.
             Ok(Err(error)) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "batch not staged");
-                Err(refused("the events cannot be turned into rows".to_owned()))
+                let reason = "the events cannot be turned into rows";
+                Err(refused(Refusal::Rows, reason.to_owned()))
             }
             Err(error) => {
                 tracing::error!(%error, "staging died");
-                Err(refused("staging died of the events".to_owned()))
+                let reason = "staging died of the events";
+                Err(refused(Refusal::Rows, reason.to_owned()))
             }
         }
     }
 }
 
 /// The answer to events that cannot be taken; smaller batches may be.
-fn refused(reason: String) -> BatchReply {
+fn refused(why: Refusal, reason: String) -> BatchReply {
+    why.count();
     BatchReply::Refused {
         reason,
         cause: RefusalCause::Events,
@@ -359,6 +374,11 @@ fn refused(reason: String) -> BatchReply {
 
 /// The answer to a header that no batch should have.
 fn misspoken(reason: String) -> BatchReply {
+    Refusal::HeaderRejected.count();
+    protocol(reason)
+}
+
+fn protocol(reason: String) -> BatchReply {
     BatchReply::Refused {
         reason,
         cause: RefusalCause::Protocol,
@@ -386,15 +406,13 @@ fn check(header: &BatchHeader, limits: &Limits) -> Result<Span, BatchReply> {
     } else if header.count == 0 {
         Err(misspoken("a batch holds at least `1` event".to_owned()))
     } else if header.count > limits.batch_events_max {
-        Err(refused(format!(
-            "`{}` events are above the limit of `{}`",
-            header.count, limits.batch_events_max
-        )))
+        let (count, max) = (header.count, limits.batch_events_max);
+        let reason = format!("`{count}` events are above the limit of `{max}`");
+        Err(refused(Refusal::OverLimit, reason))
     } else if header.body_bytes > limits.batch_bytes_max {
-        Err(refused(format!(
-            "body of `{}` bytes is above the limit of `{}`",
-            header.body_bytes, limits.batch_bytes_max
-        )))
+        let (bytes, max) = (header.body_bytes, limits.batch_bytes_max);
+        let reason = format!("body of `{bytes}` bytes is above the limit of `{max}`");
+        Err(refused(Refusal::OverLimit, reason))
     } else {
         Ok(Span {
             first: header.first_sequence,

@@ -3,7 +3,8 @@
 //! An event's path through this crate, file by file:
 //!
 //! ```text
-//! session    QUIC, mutual TLS, Hello → Welcome
+//! endpoint   QUIC, mutual TLS, who may try
+//! session    Hello → Welcome
 //!  stream      one QUIC stream per batch: bytes in, answer out
 //! engine     everything below, without a socket: what a simulation drives
 //! intake     one batch: header, turn, body, answer
@@ -19,11 +20,13 @@
 pub mod admission;
 pub mod commit;
 pub mod config;
+mod endpoint;
 pub mod engine;
 pub mod intake;
 mod ledger;
 pub mod metrics;
 mod readiness;
+mod refusal;
 mod session;
 pub mod staging;
 mod stream;
@@ -32,6 +35,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use headwater_protocol::close;
 use headwater_service::admin::{self, ListenError};
 use headwater_service::chance::SystemChance;
 use headwater_service::clock::SharedClock;
@@ -143,9 +147,10 @@ pub async fn start_with(
 ) -> Result<Running, StartError> {
     admin::init_metrics();
     metrics::describe();
+    refusal::show_all();
     headwater_tables::metrics::describe();
     tls::refuse_development_certificate(&config.tls.certificate, config.quic.listen)?;
-    let tls = session::server_config(&config.tls, &config.quic, &config.limits)?;
+    let tls = endpoint::server_config(&config.tls, &config.quic, &config.limits)?;
     let catalog = open_catalog(&config).await?;
     let admin_listener = admin::listen(config.admin.listen, "the admin endpoint").await?;
     let endpoint = listen(tls, config.quic.listen)?;
@@ -221,7 +226,7 @@ impl Parts {
             admin_stop.clone(),
         ));
         let mut committer = tokio::spawn(committer.run());
-        let accept = tokio::spawn(session::accept(self.engine.clone(), self.endpoint.clone()));
+        let accept = tokio::spawn(endpoint::accept(self.engine.clone(), self.endpoint.clone()));
         let result = tokio::select! {
             () = self.engine.shared.stopping.cancelled() => Ok(()),
             ended = &mut committer => ended_early("committer", ended.map(|it| it.map_err(RunError::from))),
@@ -265,14 +270,14 @@ impl Parts {
             .await
             .ok();
         committer.abort();
-        self.endpoint.close(0u8.into(), b"stopping");
+        self.endpoint.close(close::STOPPING.into(), b"stopping");
     }
 
     /// Ends without a word.
     fn abort(&self) {
         self.engine.shared.killed.cancel();
         self.engine.shared.stopping.cancel();
-        self.endpoint.close(3u8.into(), b"");
+        self.endpoint.close(close::FAILED.into(), b"");
     }
 }
 

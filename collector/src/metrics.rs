@@ -12,6 +12,8 @@ pub const SESSIONS_OPEN: &str = "collector_sessions_open";
 pub const SESSIONS: &str = "collector_sessions_total";
 /// Batches by `outcome`: `ack`, `retry`, `refused`, `dropped`.
 pub const BATCHES: &str = "collector_batches_total";
+/// What was not taken from peers, by `reason`; see `docs/collector.md`.
+pub const REFUSALS: &str = "collector_refusals_total";
 /// Compressed bytes of bodies read.
 pub const RECEIVED_BYTES: &str = "collector_received_bytes_total";
 /// Events in batches that were staged.
@@ -65,6 +67,12 @@ pub const ALL: &[(&str, Kind, Unit, &str)] = &[
         Kind::Counter,
         Unit::Count,
         "Batches by outcome: ack, retry, refused, dropped",
+    ),
+    (
+        REFUSALS,
+        Kind::Counter,
+        Unit::Count,
+        "What was not taken from peers, by reason",
     ),
     (
         RECEIVED_BYTES,
@@ -168,6 +176,21 @@ impl Drop for Held {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_documentation_lists_every_metric_and_every_refusal() {
+        let text = include_str!("../../docs/collector.md");
+        for (name, ..) in ALL {
+            let is_listed = [format!("|`{name}`|"), format!("|`{name}{{")]
+                .iter()
+                .any(|cell| text.contains(cell));
+            assert!(is_listed, "{name}");
+        }
+        for refusal in crate::refusal::Refusal::ALL {
+            let reason = refusal.as_str();
+            assert!(text.contains(&format!("|`{reason}`|")), "{reason}");
+        }
+    }
 
     #[test]
     fn names_carry_crate_and_unit() {

@@ -1,6 +1,6 @@
-//! Sessions: the QUIC endpoint, who may speak, Hello and Welcome.
+//! Sessions: who may speak, Hello and Welcome.
 //!
-//! Place on the path: where an agent's bytes enter the collector. Promise: nobody is heard whose
+//! Place on the path: after [`crate::endpoint`], where an agent's bytes enter the collector. Promise: nobody is heard whose
 //! certificate does not carry the id that its Hello claims; each session's memory is bounded by its
 //! windows; each batch stream gets one answer (see [`crate::stream`]).
 
@@ -9,24 +9,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_protocol::frame::{self, FrameError};
-use headwater_protocol::{ALPN, AgentId, Hello, HelloReply, Welcome};
-use headwater_service::tls::{self, TlsError, TlsFiles};
-use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
+use headwater_protocol::{AgentId, Hello, HelloReply, Welcome, close};
+use quinn::{Connection, Incoming, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::config::{LimitsConfig, QuicConfig};
 use crate::engine::{Engine, Shared};
 use crate::intake::Intake;
 use crate::metrics as names;
+use crate::refusal::Refusal;
 use crate::stream::Streams;
-
-/// Close codes of a connection.
-const CLOSE_REFUSED: VarInt = VarInt::from_u32(1);
-const CLOSE_REPLACED: VarInt = VarInt::from_u32(2);
 
 /// Longest wait until a peer has taken the last answer before a close.
 const LAST_ANSWER_WAIT: Duration = Duration::from_secs(2);
@@ -36,92 +31,69 @@ const LAST_ANSWER_WAIT: Duration = Duration::from_secs(2);
 pub(crate) enum ReadError {
     #[error("the stream ended early: {0}")]
     Stream(#[from] quinn::ReadExactError),
+    #[error("the stream broke: {0}")]
+    Broken(#[from] quinn::ReadError),
+    #[error("the stream ended within the message")]
+    Cut,
     #[error(transparent)]
     Frame(#[from] FrameError),
 }
 
-/// Reads one framed message; never more than a frame may hold.
-pub(crate) async fn read_frame<T: DeserializeOwned>(recv: &mut RecvStream) -> Result<T, ReadError> {
-    let mut prefix = [0; 4];
-    recv.read_exact(&mut prefix).await?;
-    let mut message = vec![0; frame::length(prefix)?];
-    recv.read_exact(&mut message).await?;
-    Ok(frame::decode(&message)?)
-}
-
-/// Returns the endpoint's configuration.
-///
-/// # Errors
-/// [`TlsError`] when the certificate files cannot be used.
-pub(crate) fn server_config(
-    files: &TlsFiles,
-    quic: &QuicConfig,
-    limits: &LimitsConfig,
-) -> Result<quinn::ServerConfig, TlsError> {
-    let tls = tls::mutual_server(files, ALPN)?;
-    let crypto = QuicServerConfig::try_from(tls).map_err(|error| TlsError::Unusable {
-        path: files.certificate.clone(),
-        source: rustls::Error::General(error.to_string()),
-    })?;
-    let streams = limits.batches_in_flight_max + 1;
-    let idle = Duration::from_millis(quic.idle_timeout_ms);
-    let mut transport = quinn::TransportConfig::default();
-    transport
-        .max_concurrent_bidi_streams(streams.into())
-        .max_concurrent_uni_streams(0u8.into())
-        .datagram_receive_buffer_size(None)
-        .stream_receive_window(quic.stream_window_bytes.into())
-        .receive_window(quic.session_window_bytes.into())
-        .keep_alive_interval(Some(Duration::from_millis(quic.keep_alive_ms)))
-        .max_idle_timeout(quinn::IdleTimeout::try_from(idle).ok())
-        .enable_segmentation_offload(quic.segmentation_offload);
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    config.transport_config(Arc::new(transport));
-    Ok(config)
-}
-
-/// Accepts sessions until the collector stops.
-pub(crate) async fn accept(engine: Engine, endpoint: Endpoint) {
-    let free = Arc::new(Semaphore::new(engine.shared.config.quic.sessions_max));
-    loop {
-        let incoming = tokio::select! {
-            incoming = endpoint.accept() => incoming,
-            () = engine.shared.stopping.cancelled() => None,
-        };
-        let Some(incoming) = incoming else {
-            return;
-        };
-        let Ok(place) = Arc::clone(&free).try_acquire_owned() else {
-            count("full");
-            incoming.refuse();
-            continue;
-        };
-        let engine = engine.clone();
-        tokio::spawn(async move {
-            run(&engine, incoming).await;
-            drop(place);
-        });
+impl ReadError {
+    /// Says whether the peer sent what is no message, and did not just go away.
+    pub(crate) fn is_malformed(&self) -> bool {
+        matches!(
+            self,
+            Self::Frame(_) | Self::Cut | Self::Stream(quinn::ReadExactError::FinishedEarly(_))
+        )
     }
 }
 
-fn count(outcome: &'static str) {
+/// Reads one framed message; never more than a frame may hold. Takes memory for what has come, not for
+/// what is announced.
+pub(crate) async fn read_frame<T: DeserializeOwned>(recv: &mut RecvStream) -> Result<T, ReadError> {
+    let mut prefix = [0; 4];
+    recv.read_exact(&mut prefix).await?;
+    let length = frame::length(prefix)?;
+    let mut message = Vec::new();
+    while message.len() < length {
+        let chunk = recv.read_chunk(length - message.len(), true).await?;
+        message.extend_from_slice(&chunk.ok_or(ReadError::Cut)?.bytes);
+    }
+    Ok(frame::decode(&message)?)
+}
+
+/// Places for connections before and after their Hello.
+pub(crate) struct Places {
+    pub(crate) handshake: OwnedSemaphorePermit,
+    pub(crate) sessions: Arc<Semaphore>,
+}
+
+pub(crate) fn count(outcome: &'static str) {
     metrics::counter!(names::SESSIONS, "outcome" => outcome).increment(1);
 }
 
 /// One session, from its handshake to its end.
-async fn run(engine: &Engine, incoming: Incoming) {
+pub(crate) async fn run(engine: &Engine, incoming: Incoming, places: Places) {
     let bound = Duration::from_millis(engine.shared.config.quic.hello_timeout_ms);
     let remote = incoming.remote_address();
-    let opened = tokio::time::timeout(bound, open(incoming)).await;
-    let Ok(Ok((connection, send, hello))) = opened else {
-        count("handshake_failed");
-        let error = opened.err().map_or_else(
-            || "handshake or Hello failed".to_owned(),
-            |_| format!("no Hello within {} ms", bound.as_millis()),
-        );
-        tracing::warn!(%remote, error, "session not opened");
-        return;
+    let (connection, send, hello) = match open(incoming, Instant::now() + bound).await {
+        Ok(opened) => opened,
+        Err(error) => {
+            count("handshake_failed");
+            if let Some(refusal) = error.refusal() {
+                refusal.count();
+            }
+            tracing::warn!(%remote, %error, "session not opened");
+            return error.tell().await;
+        }
     };
+    let Ok(_place) = places.sessions.try_acquire_owned() else {
+        count("full");
+        Refusal::SessionsFull.count();
+        return refuse(&connection, send, "the collector is full".to_owned()).await;
+    };
+    drop(places.handshake);
     match welcome(engine, &connection, &hello).await {
         Ok((intake, welcome)) => {
             count("welcome");
@@ -129,26 +101,72 @@ async fn run(engine: &Engine, incoming: Incoming) {
         }
         Err(reason) => {
             count("refused");
+            Refusal::HelloRejected.count();
             tracing::warn!(%remote, claimed = %hello.agent_id, reason, "session refused");
             refuse(&connection, send, reason).await;
         }
     }
 }
 
-async fn open(incoming: Incoming) -> Result<(Connection, SendStream, Hello), OpenError> {
-    let connection = incoming.accept()?.await?;
-    let (send, mut recv) = connection.accept_bi().await?;
-    let hello = read_frame(&mut recv).await?;
-    Ok((connection, send, hello))
+/// Waits until `deadline` for the handshake and a Hello.
+async fn open(
+    incoming: Incoming,
+    deadline: Instant,
+) -> Result<(Connection, SendStream, Hello), OpenError> {
+    let connecting = async { incoming.accept()?.await };
+    let connection = timeout_at(deadline, connecting)
+        .await
+        .map_err(|_| OpenError::HandshakeTimeout)??;
+    let first = async {
+        let (send, mut recv) = connection.accept_bi().await?;
+        let hello = read_frame(&mut recv).await;
+        Ok((send, hello))
+    };
+    match timeout_at(deadline, first).await {
+        Ok(Ok((send, Ok(hello)))) => Ok((connection, send, hello)),
+        Ok(Ok((send, Err(error)))) => Err(OpenError::Hello(error, connection, send)),
+        Ok(Err(error)) => Err(OpenError::Gone(error)),
+        Err(_) => Err(OpenError::HelloTimeout(connection)),
+    }
 }
 
 /// Why a session did not come to its Hello.
 #[derive(Debug, thiserror::Error)]
 enum OpenError {
-    #[error(transparent)]
-    Connection(#[from] quinn::ConnectionError),
-    #[error(transparent)]
-    Hello(#[from] ReadError),
+    #[error("the handshake failed: {0}")]
+    Handshake(#[from] quinn::ConnectionError),
+    #[error("no handshake within quic.hello_timeout_ms")]
+    HandshakeTimeout,
+    #[error("gone before its Hello: {0}")]
+    Gone(#[source] quinn::ConnectionError),
+    #[error("no Hello within quic.hello_timeout_ms")]
+    HelloTimeout(Connection),
+    #[error("Hello cannot be read: {0}")]
+    Hello(#[source] ReadError, Connection, SendStream),
+}
+
+impl OpenError {
+    /// Returns what was refused; nothing was where the peer just went away.
+    fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Handshake(_) | Self::HandshakeTimeout => Some(Refusal::Handshake),
+            Self::HelloTimeout(_) => Some(Refusal::HelloTimeout),
+            Self::Hello(error, ..) if error.is_malformed() => Some(Refusal::HelloMalformed),
+            Self::Hello(..) | Self::Gone(_) => None,
+        }
+    }
+
+    /// Tells the peer, where it can be told.
+    async fn tell(self) {
+        let reason = self.to_string();
+        match self {
+            Self::Hello(_, connection, send) => refuse(&connection, send, reason).await,
+            Self::HelloTimeout(connection) => {
+                connection.close(close::REFUSED.into(), reason.as_bytes());
+            }
+            Self::Handshake(_) | Self::HandshakeTimeout | Self::Gone(_) => {}
+        }
+    }
 }
 
 /// Decides whether the agent is served; the error is one line for its log.
@@ -188,7 +206,7 @@ async fn refuse(connection: &Connection, mut send: SendStream, reason: String) {
             .await
             .ok();
     }
-    connection.close(CLOSE_REFUSED, b"refused");
+    connection.close(close::REFUSED.into(), b"refused");
 }
 
 /// Welcomes the agent and takes its batches until the connection or the collector ends.
@@ -253,7 +271,7 @@ impl Sessions {
         let old = self.0.lock().insert(agent.clone(), connection.clone());
         if let Some(old) = old {
             tracing::warn!(agent_id = %agent, "a new session replaces an open one");
-            old.close(CLOSE_REPLACED, b"replaced by a new session");
+            old.close(close::REPLACED.into(), b"replaced by a new session");
         }
         Registered {
             sessions: self,

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::intake::{BodyCut, Intake, Source};
 use crate::metrics as names;
+use crate::refusal::Refusal;
 use crate::session::read_frame;
 
 /// Longest wait for the peer to take an answer.
@@ -28,7 +29,12 @@ pub(crate) struct Streams {
 
 impl Source for RecvStream {
     async fn header(&mut self) -> Result<BatchHeader, String> {
-        read_frame(self).await.map_err(|error| error.to_string())
+        read_frame(self).await.map_err(|error| {
+            if error.is_malformed() {
+                Refusal::HeaderMalformed.count();
+            }
+            error.to_string()
+        })
     }
 
     async fn body(&mut self, bytes_max: usize) -> Result<Vec<u8>, BodyCut> {

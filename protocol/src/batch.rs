@@ -1,7 +1,8 @@
 //! The body of a batch: records one after the other, compressed with zstd.
 
-use crate::frame::{BatchHeader, Codec};
+use crate::frame::{BatchHeader, Codec, VALUE_DEPTH_MAX};
 use crate::record::Record;
+use crate::skip::skip_value;
 
 /// zstd level on the wire. 1: three quarters of the gain of level 3 at half of its CPU time.
 const ZSTD_LEVEL: i32 = 1;
@@ -23,7 +24,7 @@ pub enum BodyError {
     Count {
         /// Number in the header.
         expected: u32,
-        /// Number found.
+        /// Number found; counting ends with the first one too many.
         got: u32,
     },
 }
@@ -82,16 +83,25 @@ pub enum Slot<'a> {
 
 /// Splits an uncompressed body into its slots. A value that is not a record becomes
 /// [`Slot::Undecodable`], and so does the rest of a body that is not MessagePack at all, so that one
-/// bad record never stops the others.
+/// bad record never stops the others. Never makes more slots than the header says: a body can hold a
+/// value in every byte.
 ///
 /// # Errors
 /// [`BodyError::Count`] when the number of slots is not the header's.
 pub fn slots<'a>(header: &BatchHeader, records: &'a [u8]) -> Result<Vec<Slot<'a>>, BodyError> {
+    let wrong = |got| BodyError::Count {
+        expected: header.count,
+        got,
+    };
     let mut out = Vec::new();
     let mut rest = records;
     while !rest.is_empty() {
+        if out.len() >= header.count as usize {
+            return Err(wrong(header.count.saturating_add(1)));
+        }
         let mut reader = rest;
         let mut decoder = rmp_serde::Deserializer::new(&mut reader);
+        decoder.set_max_depth(VALUE_DEPTH_MAX);
         match serde::Deserialize::deserialize(&mut decoder) {
             Ok(record) => {
                 out.push(Slot::Record(Box::new(record)));
@@ -117,17 +127,6 @@ pub fn slots<'a>(header: &BatchHeader, records: &'a [u8]) -> Result<Vec<Slot<'a>
     if got == header.count {
         Ok(out)
     } else {
-        Err(BodyError::Count {
-            expected: header.count,
-            got,
-        })
+        Err(wrong(got))
     }
-}
-
-/// Returns what follows the first MessagePack value of `bytes`; `None` when it has no end.
-fn skip_value(bytes: &[u8]) -> Option<&[u8]> {
-    let mut reader = bytes;
-    let mut decoder = rmp_serde::Deserializer::new(&mut reader);
-    <serde::de::IgnoredAny as serde::Deserialize>::deserialize(&mut decoder).ok()?;
-    (reader.len() < bytes.len()).then_some(reader)
 }

@@ -8,6 +8,10 @@ use crate::id::{AgentId, Epoch, Sequence};
 /// Longest message in a frame, in bytes. Bodies of batches are not framed.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 
+/// Deepest nesting of a message or a record: twice what they have. The decoder calls itself at each level,
+/// and what is deeper would overflow the stack.
+pub(crate) const VALUE_DEPTH_MAX: usize = 16;
+
 /// First message of a session, agent → collector.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
@@ -164,5 +168,7 @@ pub fn length(prefix: [u8; 4]) -> Result<usize, FrameError> {
 /// # Errors
 /// [`FrameError::Decode`] when the bytes are no such message.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
-    Ok(rmp_serde::from_slice(bytes)?)
+    let mut decoder = rmp_serde::Deserializer::from_read_ref(bytes);
+    decoder.set_max_depth(VALUE_DEPTH_MAX);
+    Ok(T::deserialize(&mut decoder)?)
 }

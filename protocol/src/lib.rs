@@ -14,11 +14,13 @@
 //! ```
 
 pub mod batch;
+pub mod close;
 pub mod event;
 pub mod frame;
 mod head;
 mod id;
 mod record;
+mod skip;
 pub mod timestamp;
 
 pub use event::{Event, EventType, Failure, Invalid};

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::EventType;
+use crate::frame::VALUE_DEPTH_MAX;
 
 /// Where a source runs; decides whether its clock is trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +79,8 @@ impl Record {
     /// # Errors
     /// Returns the decoder's message when `bytes` is not a record.
     pub fn decode(bytes: &[u8]) -> Result<Self, rmp_serde::decode::Error> {
-        rmp_serde::from_slice(bytes)
+        let mut decoder = rmp_serde::Deserializer::from_read_ref(bytes);
+        decoder.set_max_depth(VALUE_DEPTH_MAX);
+        Self::deserialize(&mut decoder)
     }
 }

@@ -134,6 +134,45 @@ fn a_bad_record_takes_one_slot_and_spares_the_rest() {
 }
 
 #[test]
+fn values_as_deep_as_bytes_allow_spare_the_records_beside_them() {
+    let mut body = record(b"{}").encode();
+    body.extend(vec![0x91; 1 << 20]);
+    body.push(0xc0);
+    // A record as a map, in which a field that nobody knows is as deep.
+    body.extend([0x81, 0xa1, b'x']);
+    body.extend(vec![0x91; 1 << 20]);
+    body.push(0xc0);
+    record(b"{1}").encode_into(&mut body);
+    let slots = batch::slots(&header(4, body.len()), &body).unwrap();
+    assert!(matches!(slots[0], Slot::Record(_)));
+    assert!(matches!(slots[1], Slot::Undecodable(bytes) if bytes.len() == (1 << 20) + 1));
+    assert!(matches!(slots[2], Slot::Undecodable(bytes) if bytes.len() == (1 << 20) + 4));
+    assert!(matches!(slots[3], Slot::Record(_)));
+    for first in [&[][..], &[0x81, 0xa1, b'x']] {
+        let message = [first, &vec![0x91; 60_000]].concat();
+        assert!(frame::decode::<Hello>(&message).is_err());
+        assert!(frame::decode::<BatchHeader>(&message).is_err());
+        assert!(frame::decode::<HelloReply>(&message).is_err());
+        assert!(frame::decode::<BatchReply>(&message).is_err());
+        assert!(Record::decode(&message).is_err());
+    }
+}
+
+/// A value in every byte makes no more slots than the header says.
+#[test]
+fn more_records_than_announced_are_not_collected() {
+    let body = vec![0; 1 << 20];
+    let counted = batch::slots(&header(3, body.len()), &body).unwrap_err();
+    assert!(matches!(
+        counted,
+        batch::BodyError::Count {
+            expected: 3,
+            got: 4
+        }
+    ));
+}
+
+#[test]
 fn a_substitute_takes_the_slot_of_its_record_and_is_none() {
     let original = record(&vec![b'x'; 100_000]).encode();
     let mut body = record(b"{}").encode();

@@ -8,6 +8,7 @@
 
 mod faults;
 mod flow;
+mod hostile;
 mod world;
 
 use headwater_protocol::{BatchReply, batch};

@@ -21,7 +21,7 @@ use headwater_service::tls::{TlsFiles, mutual_client};
 use headwater_tables::watermark::Watermarks;
 use headwater_tables::{Catalog, CatalogConfig, Table, TableName, schema};
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
 };
@@ -141,15 +141,8 @@ impl World {
         address: SocketAddr,
     ) -> Result<Agent, String> {
         let files = self.certificate(certified);
-        let tls = mutual_client(&files, ALPN).unwrap();
-        let crypto = QuicClientConfig::try_from(tls).unwrap();
-        let mut endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
-        endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
-        let connection = endpoint
-            .connect(address, "localhost")
-            .unwrap()
-            .await
-            .unwrap();
+        let (endpoint, connection) = dial(mutual_client(&files, ALPN).unwrap(), address).await;
+        let connection = connection.unwrap();
         let (mut send, mut recv) = connection.open_bi().await.unwrap();
         send.write_all(&frame::encode(&hello)).await.unwrap();
         match read_reply(&mut recv).await.unwrap() {
@@ -162,6 +155,16 @@ impl World {
             }),
             HelloReply::Refused { reason } => Err(reason),
         }
+    }
+
+    /// Connects `name` with a certificate of that name, without a word.
+    pub(crate) async fn silent(
+        &self,
+        name: &str,
+        address: SocketAddr,
+    ) -> (Endpoint, Result<Connection, ConnectionError>) {
+        let tls = mutual_client(&self.certificate(name), ALPN).unwrap();
+        dial(tls, address).await
     }
 
     async fn table(&self, name: &TableName) -> Table {
@@ -299,6 +302,18 @@ impl Agent {
             }
         }
     }
+}
+
+/// Connects without a word. The endpoint lives as long as the connection should.
+pub(crate) async fn dial(
+    tls: rustls::ClientConfig,
+    address: SocketAddr,
+) -> (Endpoint, Result<Connection, ConnectionError>) {
+    let crypto = QuicClientConfig::try_from(tls).unwrap();
+    let mut endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
+    let connection = endpoint.connect(address, "localhost").unwrap().await;
+    (endpoint, connection)
 }
 
 pub(crate) async fn read_reply<T: serde::de::DeserializeOwned>(recv: &mut RecvStream) -> Option<T> {

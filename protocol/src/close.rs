@@ -1,0 +1,12 @@
+//! Codes with which a collector closes a connection, and what an agent makes of them.
+//!
+//! Whatever the code is, nothing is lost: what was not acked is sent again.
+
+/// The collector stops.
+pub const STOPPING: u32 = 0;
+/// What the peer said, or did not say in time, opens no session.
+pub const REFUSED: u32 = 1;
+/// The agent has opened another session.
+pub const REPLACED: u32 = 2;
+/// The collector ends without having committed what it was sent.
+pub const FAILED: u32 = 3;
