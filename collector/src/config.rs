@@ -4,6 +4,7 @@
 //! here; `deploy/config/collector.toml` shows them all.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use headwater_protocol::Limits;
@@ -25,7 +26,7 @@ pub struct Config {
     #[serde(default)]
     pub admin: AdminConfig,
     /// The collector's certificate and the CA that signs agents.
-    pub tls: TlsFiles,
+    pub tls: TlsConfig,
     /// The catalog and the warehouse that events are committed to.
     #[serde(default)]
     pub catalog: CatalogConfig,
@@ -38,6 +39,54 @@ pub struct Config {
     /// Logs.
     #[serde(default)]
     pub log: LogConfig,
+}
+
+/// The `[tls]` section. The files are taken up again, all together, when one of them changes.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// As [`TlsFiles::certificate`].
+    pub certificate: PathBuf,
+    /// As [`TlsFiles::key`].
+    pub key: PathBuf,
+    /// As [`TlsFiles::ca`].
+    pub ca: PathBuf,
+    /// Revocation lists (CRL) of the CAs in `ca`, PEM (any number) or DER (one): agents in them are not
+    /// let in, and open sessions end when a list that names them is taken up. Default none. A CA without
+    /// a list has revoked nobody; a list past its next update counts all the same.
+    #[serde(default)]
+    pub revoked: Option<PathBuf>,
+    /// How often the files are looked at, in milliseconds; at SIGHUP they are as well. Default 1000:
+    /// four to five looks at names in the file system. Higher leaves revoked agents in for longer.
+    #[serde(default = "reload_interval_ms")]
+    pub reload_interval_ms: u64,
+}
+
+fn reload_interval_ms() -> u64 {
+    1_000
+}
+
+impl TlsConfig {
+    /// Returns the files that every program has.
+    pub fn files(&self) -> TlsFiles {
+        TlsFiles {
+            certificate: self.certificate.clone(),
+            key: self.key.clone(),
+            ca: self.ca.clone(),
+        }
+    }
+}
+
+impl From<TlsFiles> for TlsConfig {
+    fn from(files: TlsFiles) -> Self {
+        Self {
+            certificate: files.certificate,
+            key: files.key,
+            ca: files.ca,
+            revoked: None,
+            reload_interval_ms: reload_interval_ms(),
+        }
+    }
 }
 
 /// The `[quic]` section.
@@ -61,6 +110,11 @@ pub struct QuicConfig {
     pub keep_alive_ms: u64,
     /// Time for an agent to say Hello. Default 5000 ms.
     pub hello_timeout_ms: u64,
+    /// Age at which a connection is closed, in milliseconds, so that an expired certificate has an end.
+    /// Default 7200000: two hours, twice what the agents' `collector.session_age_max_s` is, so that they
+    /// come again by themselves. In its last `commit.stop_within_ms` (at most a quarter of the age) no new
+    /// batch is taken, and those that were taken are answered.
+    pub connection_age_max_ms: u64,
     /// Unread bytes per stream. Default 2 MiB: 100 Mbit/s at 160 ms. Lower slows agents that are far
     /// away; higher costs memory per agent.
     pub stream_window_bytes: u32,
@@ -81,6 +135,7 @@ impl Default for QuicConfig {
             idle_timeout_ms: 30_000,
             keep_alive_ms: 10_000,
             hello_timeout_ms: 5_000,
+            connection_age_max_ms: 7_200_000,
             stream_window_bytes: 2 * 1024 * 1024,
             session_window_bytes: 8 * 1024 * 1024,
             segmentation_offload: true,
@@ -194,6 +249,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         let Self {
             quic,
+            tls,
             commit,
             limits,
             ..
@@ -215,6 +271,16 @@ impl Config {
                 quic.keep_alive_ms > 0
                     && quic.keep_alive_ms.saturating_mul(2) < quic.idle_timeout_ms,
                 "must be above 0 and below half of quic.idle_timeout_ms",
+            ),
+            (
+                "quic.connection_age_max_ms",
+                quic.connection_age_max_ms >= 1_000,
+                "must be at least 1000",
+            ),
+            (
+                "tls.reload_interval_ms",
+                (1..=3_600_000).contains(&tls.reload_interval_ms),
+                "must be from 1 to 3600000",
             ),
             (
                 "quic.stream_window_bytes",
@@ -304,6 +370,11 @@ mod tests {
         let example: Config = toml::from_str(text).unwrap();
         example.validate().unwrap();
         let defaults: Config = toml::from_str(TLS).unwrap();
+        assert_eq!(
+            example.tls.reload_interval_ms,
+            defaults.tls.reload_interval_ms
+        );
+        assert_eq!(example.tls.revoked, defaults.tls.revoked);
         let without_tls = |config: &Config| {
             let mut config = config.clone();
             config.tls = defaults.tls.clone();

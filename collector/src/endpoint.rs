@@ -6,16 +6,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_protocol::ALPN;
-use headwater_service::tls::{self, TlsError, TlsFiles};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Endpoint, Incoming};
 use tokio::sync::Semaphore;
 
-use crate::config::{LimitsConfig, QuicConfig};
+use crate::certificates::Certificates;
+use crate::config::Config;
 use crate::engine::Engine;
 use crate::refusal::Refusal;
-use crate::session::{self, Places};
+use crate::session::{self, Door};
 
 /// Most connections whose first packet waits to be looked at. They are looked at as fast as they come.
 const INCOMING_MAX: usize = 1024;
@@ -24,19 +23,8 @@ const INCOMING_MAX: usize = 1024;
 const INCOMING_BYTES_MAX: u64 = 16 << 20;
 
 /// Returns the endpoint's configuration.
-///
-/// # Errors
-/// [`TlsError`] when the certificate files cannot be used.
-pub(crate) fn server_config(
-    files: &TlsFiles,
-    quic: &QuicConfig,
-    limits: &LimitsConfig,
-) -> Result<quinn::ServerConfig, TlsError> {
-    let tls = tls::mutual_server(files, ALPN)?;
-    let crypto = QuicServerConfig::try_from(tls).map_err(|error| TlsError::Unusable {
-        path: files.certificate.clone(),
-        source: rustls::Error::General(error.to_string()),
-    })?;
+pub(crate) fn server_config(crypto: QuicServerConfig, config: &Config) -> quinn::ServerConfig {
+    let Config { quic, limits, .. } = config;
     let streams = limits.batches_in_flight_max + 1;
     let idle = Duration::from_millis(quic.idle_timeout_ms);
     let mut transport = quinn::TransportConfig::default();
@@ -54,11 +42,11 @@ pub(crate) fn server_config(
         .transport_config(Arc::new(transport))
         .max_incoming(INCOMING_MAX)
         .incoming_buffer_size_total(INCOMING_BYTES_MAX);
-    Ok(config)
+    config
 }
 
 /// Accepts sessions until the collector stops.
-pub(crate) async fn accept(engine: Engine, endpoint: Endpoint) {
+pub(crate) async fn accept(engine: Engine, endpoint: Endpoint, certificates: Arc<Certificates>) {
     let quic = &engine.shared.config.quic;
     let sessions = Arc::new(Semaphore::new(quic.sessions_max));
     let handshakes = Arc::new(Semaphore::new(quic.handshakes_max));
@@ -85,12 +73,14 @@ pub(crate) async fn accept(engine: Engine, endpoint: Endpoint) {
             incoming.retry().ok();
             continue;
         }
-        let places = Places {
+        let door = Door {
             handshake,
             sessions: Arc::clone(&sessions),
+            trust: certificates.current(),
+            certificates: Arc::clone(&certificates),
         };
         let engine = engine.clone();
-        tokio::spawn(async move { session::run(&engine, incoming, places).await });
+        tokio::spawn(async move { session::run(&engine, incoming, door).await });
     }
 }
 

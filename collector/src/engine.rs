@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::intake::{self, Intake};
 use crate::ledger::Ledger;
 use crate::readiness::Readiness;
-use crate::session::Sessions;
+use crate::sessions::Sessions;
 
 /// Batches between staging and the committer; their bytes are bounded apart.
 const QUEUE_BATCHES: usize = 1024;

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! endpoint   QUIC, mutual TLS, who may try
+//!   certificates  whom the files on disk let in
 //! session    Hello → Welcome
 //!  stream      one QUIC stream per batch: bytes in, answer out
 //! engine     everything below, without a socket: what a simulation drives
@@ -18,6 +19,7 @@
 //! (EO-2), so a collector that dies loses nothing and any other can take over at any moment.
 
 pub mod admission;
+mod certificates;
 pub mod commit;
 pub mod config;
 mod endpoint;
@@ -28,6 +30,7 @@ pub mod metrics;
 mod readiness;
 mod refusal;
 mod session;
+mod sessions;
 pub mod staging;
 mod stream;
 
@@ -39,14 +42,16 @@ use headwater_protocol::close;
 use headwater_service::admin::{self, ListenError};
 use headwater_service::chance::SystemChance;
 use headwater_service::clock::SharedClock;
-use headwater_service::tls::{self, TlsError};
+use headwater_service::tls::TlsError;
 use headwater_tables::{Catalog, CatalogError, schema};
 use quinn::Endpoint;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use certificates::Certificates;
 use commit::{CommitHook, Committer, Killed, NoHook};
 pub use config::Config;
 use engine::{Engine, EngineParts};
@@ -107,6 +112,8 @@ pub struct Running {
     pub address: SocketAddr,
     /// The TCP address of `/metrics`, `/healthz` and `/readyz`.
     pub admin_address: SocketAddr,
+    /// Told when the certificate files should be looked at now, as at SIGHUP.
+    pub reload: Arc<Notify>,
     supervisor: JoinHandle<Result<(), RunError>>,
 }
 
@@ -148,11 +155,13 @@ pub async fn start_with(
     admin::init_metrics();
     metrics::describe();
     refusal::show_all();
+    sessions::show_all();
+    certificates::show_all();
     headwater_tables::metrics::describe();
-    tls::refuse_development_certificate(&config.tls.certificate, config.quic.listen)?;
-    let tls = endpoint::server_config(&config.tls, &config.quic, &config.limits)?;
+    let certificates = Certificates::read(&config, clock.clone())?;
     let catalog = open_catalog(&config).await?;
     let admin_listener = admin::listen(config.admin.listen, "the admin endpoint").await?;
+    let tls = quinn::ServerConfig::clone(&certificates.current().server);
     let endpoint = listen(tls, config.quic.listen)?;
     let address = bound(endpoint.local_addr(), config.quic.listen)?;
     let admin_address = bound(admin_listener.local_addr(), config.admin.listen)?;
@@ -166,11 +175,18 @@ pub async fn start_with(
     };
     let (engine, committer) = parts.assemble(&stop);
     tracing::info!(%address, %admin_address, "collector started");
-    let parts = Parts { engine, endpoint };
+    let reload = Arc::new(Notify::new());
+    let parts = Parts {
+        engine,
+        endpoint,
+        certificates,
+        reload: Arc::clone(&reload),
+    };
     let supervisor = tokio::spawn(parts.supervise(committer, admin_listener));
     Ok(Running {
         address,
         admin_address,
+        reload,
         supervisor,
     })
 }
@@ -212,6 +228,8 @@ fn bound(
 struct Parts {
     engine: Engine,
     endpoint: Endpoint,
+    certificates: Arc<Certificates>,
+    reload: Arc<Notify>,
 }
 
 impl Parts {
@@ -226,9 +244,16 @@ impl Parts {
             admin_stop.clone(),
         ));
         let mut committer = tokio::spawn(committer.run());
-        let accept = tokio::spawn(endpoint::accept(self.engine.clone(), self.endpoint.clone()));
+        let accept = tokio::spawn(endpoint::accept(
+            self.engine.clone(),
+            self.endpoint.clone(),
+            Arc::clone(&self.certificates),
+        ));
+        let watch =
+            Arc::clone(&self.certificates).watch(&self.engine.shared.sessions, &self.reload);
         let result = tokio::select! {
             () = self.engine.shared.stopping.cancelled() => Ok(()),
+            () = watch => Err(RunError::Ended { task: "certificates" }),
             ended = &mut committer => ended_early("committer", ended.map(|it| it.map_err(RunError::from))),
             ended = &mut admin => ended_early("admin", ended.map(|it| it.map_err(RunError::Admin))),
         };

@@ -4,12 +4,14 @@
 //! and exit code 2, before anything is opened.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use headwater_collector::{Config, start};
 use headwater_service::cli::{self, CommonArgs};
 use headwater_service::clock::SystemClock;
 use headwater_service::{logging, shutdown};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Receives batches from agents over QUIC and commits them to Iceberg exactly once
 #[derive(Debug, Parser)]
@@ -20,6 +22,8 @@ Examples:
   headwater-collector --config deploy/config/collector.toml
   headwater-collector --config collector.toml --check-config
   HEADWATER__COMMIT__INTERVAL_MS=1000 headwater-collector --config collector.toml
+
+SIGHUP: looks at the certificate files at once; they are looked at every tls.reload_interval_ms as well.
 
 Exit codes: 0 stopped by a signal, 1 failed while running, 2 arguments or configuration cannot be used."
 )]
@@ -51,7 +55,14 @@ fn main() -> ExitCode {
 #[tokio::main]
 async fn run(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let stop = shutdown::on_signal()?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let running = start(config, SystemClock::shared(), stop).await?;
+    let reload = Arc::clone(&running.reload);
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            reload.notify_one();
+        }
+    });
     running.finished().await?;
     Ok(())
 }

@@ -10,6 +10,14 @@ use metrics::Unit;
 pub const SESSIONS_OPEN: &str = "collector_sessions_open";
 /// Sessions by `outcome`: `welcome`, `refused`, `full`, `handshake_failed`.
 pub const SESSIONS: &str = "collector_sessions_total";
+/// Sessions that the collector closed, by `reason`: `replaced`, `age`, `untrusted`.
+pub const SESSIONS_CLOSED: &str = "collector_sessions_closed_total";
+/// Changed certificate files by `result`: `taken`, `refused`.
+pub const CERTIFICATE_RELOADS: &str = "collector_certificate_reloads_total";
+/// When the collector's certificate expires, seconds since the Unix epoch.
+pub const CERTIFICATE_EXPIRES: &str = "collector_certificate_expires_timestamp_seconds";
+/// When the first of the revocation lists is due to be renewed, seconds since the Unix epoch; 0 without.
+pub const REVOCATIONS_EXPIRE: &str = "collector_revocations_expire_timestamp_seconds";
 /// Batches by `outcome`: `ack`, `retry`, `refused`, `dropped`.
 pub const BATCHES: &str = "collector_batches_total";
 /// What was not taken from peers, by `reason`; see `docs/collector.md`.
@@ -61,6 +69,30 @@ pub const ALL: &[(&str, Kind, Unit, &str)] = &[
         Kind::Counter,
         Unit::Count,
         "Sessions by outcome: welcome, refused, full, handshake_failed",
+    ),
+    (
+        SESSIONS_CLOSED,
+        Kind::Counter,
+        Unit::Count,
+        "Sessions that the collector closed, by reason: replaced, age, untrusted",
+    ),
+    (
+        CERTIFICATE_RELOADS,
+        Kind::Counter,
+        Unit::Count,
+        "Changed certificate files by result: taken, refused",
+    ),
+    (
+        CERTIFICATE_EXPIRES,
+        Kind::Gauge,
+        Unit::Seconds,
+        "When the collector's certificate expires, Unix time",
+    ),
+    (
+        REVOCATIONS_EXPIRE,
+        Kind::Gauge,
+        Unit::Seconds,
+        "When the first revocation list is due to be renewed, Unix time; 0 without",
     ),
     (
         BATCHES,

@@ -4,23 +4,25 @@
 //! certificate does not carry the id that its Hello claims; each session's memory is bounded by its
 //! windows; each batch stream gets one answer (see [`crate::stream`]).
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_protocol::frame::{self, FrameError};
 use headwater_protocol::{AgentId, Hello, HelloReply, Welcome, close};
 use quinn::{Connection, Incoming, RecvStream, SendStream};
-use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
+use tokio_util::task::TaskTracker;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::certificates::{self, Certificates, Trust};
+use crate::config::Config;
 use crate::engine::{Engine, Shared};
 use crate::intake::Intake;
 use crate::metrics as names;
 use crate::refusal::Refusal;
+use crate::sessions;
 use crate::stream::Streams;
 
 /// Longest wait until a peer has taken the last answer before a close.
@@ -63,10 +65,16 @@ pub(crate) async fn read_frame<T: DeserializeOwned>(recv: &mut RecvStream) -> Re
     Ok(frame::decode(&message)?)
 }
 
-/// Places for connections before and after their Hello.
-pub(crate) struct Places {
+/// What a connection comes in with.
+pub(crate) struct Door {
+    /// Its place until its Hello.
     pub(crate) handshake: OwnedSemaphorePermit,
+    /// The places after that.
     pub(crate) sessions: Arc<Semaphore>,
+    /// Whom the collector believed when it came.
+    pub(crate) trust: Arc<Trust>,
+    /// Whom it believes now.
+    pub(crate) certificates: Arc<Certificates>,
 }
 
 pub(crate) fn count(outcome: &'static str) {
@@ -74,10 +82,11 @@ pub(crate) fn count(outcome: &'static str) {
 }
 
 /// One session, from its handshake to its end.
-pub(crate) async fn run(engine: &Engine, incoming: Incoming, places: Places) {
+pub(crate) async fn run(engine: &Engine, incoming: Incoming, door: Door) {
     let bound = Duration::from_millis(engine.shared.config.quic.hello_timeout_ms);
     let remote = incoming.remote_address();
-    let (connection, send, hello) = match open(incoming, Instant::now() + bound).await {
+    let (connection, send, hello) = match open(incoming, &door.trust, Instant::now() + bound).await
+    {
         Ok(opened) => opened,
         Err(error) => {
             count("handshake_failed");
@@ -88,16 +97,28 @@ pub(crate) async fn run(engine: &Engine, incoming: Incoming, places: Places) {
             return error.tell().await;
         }
     };
-    let Ok(_place) = places.sessions.try_acquire_owned() else {
+    let Ok(_place) = Arc::clone(&door.sessions).try_acquire_owned() else {
         count("full");
         Refusal::SessionsFull.count();
         return refuse(&connection, send, "the collector is full".to_owned()).await;
     };
-    drop(places.handshake);
+    let Door {
+        handshake,
+        trust,
+        certificates,
+        ..
+    } = door;
+    drop(handshake);
     match welcome(engine, &connection, &hello).await {
         Ok((intake, welcome)) => {
             count("welcome");
-            serve(&engine.shared, connection, send, intake, &hello, welcome).await;
+            let session = Session {
+                shared: &engine.shared,
+                connection,
+                trust,
+                certificates,
+            };
+            session.serve(send, intake, &hello, welcome).await;
         }
         Err(reason) => {
             count("refused");
@@ -111,9 +132,10 @@ pub(crate) async fn run(engine: &Engine, incoming: Incoming, places: Places) {
 /// Waits until `deadline` for the handshake and a Hello.
 async fn open(
     incoming: Incoming,
+    trust: &Trust,
     deadline: Instant,
 ) -> Result<(Connection, SendStream, Hello), OpenError> {
-    let connecting = async { incoming.accept()?.await };
+    let connecting = async { incoming.accept_with(Arc::clone(&trust.server))?.await };
     let connection = timeout_at(deadline, connecting)
         .await
         .map_err(|_| OpenError::HandshakeTimeout)??;
@@ -180,12 +202,8 @@ async fn welcome(
 
 /// Returns the agent that the client's certificate names.
 fn certified_agent(connection: &Connection) -> Result<AgentId, String> {
-    let identity = connection
-        .peer_identity()
-        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
-        .ok_or("no client certificate")?;
-    let leaf = identity.first().ok_or("no client certificate")?;
-    common_name(leaf)
+    let chain = certificates::peer_chain(connection).ok_or("no client certificate")?;
+    common_name(chain.first().ok_or("no client certificate")?)
 }
 
 fn common_name(certificate: &[u8]) -> Result<AgentId, String> {
@@ -209,95 +227,93 @@ async fn refuse(connection: &Connection, mut send: SendStream, reason: String) {
     connection.close(close::REFUSED.into(), b"refused");
 }
 
-/// Welcomes the agent and takes its batches until the connection or the collector ends.
-#[tracing::instrument(level = "debug", skip_all, fields(agent_id = %hello.agent_id, epoch = hello.epoch))]
-async fn serve(
-    shared: &Arc<Shared>,
+/// A connection whose agent is welcome.
+struct Session<'a> {
+    shared: &'a Arc<Shared>,
     connection: Connection,
-    mut send: SendStream,
-    intake: Intake,
-    hello: &Hello,
-    welcome: Welcome,
-) {
-    let _open = names::Held::new(names::SESSIONS_OPEN, 1.0);
-    let _registered = shared.sessions.register(&hello.agent_id, &connection);
-    let committed_through = welcome.committed_through;
-    let message = frame::encode(&HelloReply::Welcome(welcome));
-    if send.write_all(&message).await.is_err() {
-        return;
+    trust: Arc<Trust>,
+    certificates: Arc<Certificates>,
+}
+
+impl Session<'_> {
+    /// Welcomes the agent and takes its batches until the connection or the collector ends, or the
+    /// connection is old.
+    #[tracing::instrument(level = "debug", skip_all, fields(agent_id = %hello.agent_id, epoch = hello.epoch))]
+    async fn serve(self, mut send: SendStream, intake: Intake, hello: &Hello, welcome: Welcome) {
+        let (connection, shared) = (&self.connection, self.shared);
+        let _open = names::Held::new(names::SESSIONS_OPEN, 1.0);
+        let _registered = shared.sessions.register(&hello.agent_id, connection);
+        // From here on, whoever takes up new certificate files sees this session.
+        if let Err(error) = self.certificates.still_accepts(&self.trust, connection) {
+            sessions::close_untrusted(&hello.agent_id, connection, &error);
+            return;
+        }
+        let committed_through = welcome.committed_through;
+        let message = frame::encode(&HelloReply::Welcome(welcome));
+        if send.write_all(&message).await.is_err() {
+            return;
+        }
+        tracing::info!(
+            agent_id = %hello.agent_id,
+            epoch = hello.epoch,
+            remote = %connection.remote_address(),
+            build = hello.build,
+            host = hello.host,
+            committed_through,
+            "session open"
+        );
+        self.take_batches(intake).await;
     }
-    tracing::info!(
-        agent_id = %hello.agent_id,
-        epoch = hello.epoch,
-        remote = %connection.remote_address(),
-        build = hello.build,
-        host = hello.host,
-        committed_through,
-        "session open"
-    );
-    let batches = Arc::new(Streams {
-        intake,
-        connection: connection.clone(),
-        killed: shared.killed.clone(),
-    });
-    loop {
-        tokio::select! {
-            stream = connection.accept_bi() => match stream {
-                Ok((send, recv)) => {
-                    let batch = Arc::clone(&batches);
-                    shared.streams.spawn(async move { batch.serve(send, recv).await });
-                }
-                Err(error) => {
-                    tracing::info!(agent_id = %hello.agent_id, reason = %error, "session closed");
+
+    async fn take_batches(&self, intake: Intake) {
+        let (age, last_answers) = ages(&self.shared.config);
+        let agent_id = intake.agent().clone();
+        let batches = Arc::new(Streams {
+            intake,
+            connection: self.connection.clone(),
+            killed: self.shared.killed.clone(),
+        });
+        let underway = TaskTracker::new();
+        let old = tokio::time::sleep(age);
+        tokio::pin!(old);
+        loop {
+            tokio::select! {
+                stream = self.connection.accept_bi() => match stream {
+                    Ok((send, recv)) => {
+                        let (batch, underway) = (Arc::clone(&batches), underway.token());
+                        self.shared.streams.spawn(async move {
+                            batch.serve(send, recv).await;
+                            drop(underway);
+                        });
+                    }
+                    Err(error) => {
+                        tracing::info!(%agent_id, reason = %error, "session closed");
+                        return;
+                    }
+                },
+                () = &mut old => break,
+                () = self.shared.stopping.cancelled() => {
+                    // Streams that wait for their ack still use the connection.
+                    self.connection.closed().await;
                     return;
                 }
-            },
-            () = shared.stopping.cancelled() => {
-                // Streams that wait for their ack still use the connection.
-                connection.closed().await;
-                return;
             }
         }
+        underway.close();
+        tokio::select! {
+            _ = tokio::time::timeout(last_answers, underway.wait()) => {}
+            _ = self.connection.closed() => {}
+        }
+        tracing::info!(%agent_id, "session closed for its age");
+        sessions::Reason::Age.close(&self.connection);
     }
 }
 
-/// The open session of each agent. A new one replaces the old: an agent that comes back over another
-/// network must not wait until its dead connection times out.
-#[derive(Debug, Default)]
-pub(crate) struct Sessions(parking_lot::Mutex<HashMap<AgentId, Connection>>);
-
-impl Sessions {
-    fn register<'a>(&'a self, agent: &AgentId, connection: &Connection) -> Registered<'a> {
-        let old = self.0.lock().insert(agent.clone(), connection.clone());
-        if let Some(old) = old {
-            tracing::warn!(agent_id = %agent, "a new session replaces an open one");
-            old.close(close::REPLACED.into(), b"replaced by a new session");
-        }
-        Registered {
-            sessions: self,
-            agent: agent.clone(),
-            connection: connection.stable_id(),
-        }
-    }
-}
-
-/// A place in [`Sessions`], given up when dropped.
-struct Registered<'a> {
-    sessions: &'a Sessions,
-    agent: AgentId,
-    connection: usize,
-}
-
-impl Drop for Registered<'_> {
-    fn drop(&mut self) {
-        let mut sessions = self.sessions.0.lock();
-        let ours = sessions
-            .get(&self.agent)
-            .is_some_and(|open| open.stable_id() == self.connection);
-        if ours {
-            sessions.remove(&self.agent);
-        }
-    }
+/// Returns for how long a connection takes batches, and then waits for the last answers.
+fn ages(config: &Config) -> (Duration, Duration) {
+    let age = Duration::from_millis(config.quic.connection_age_max_ms);
+    let last_answers = Duration::from_millis(config.commit.stop_within_ms).min(age / 4);
+    (age - last_answers, last_answers)
 }
 
 #[cfg(test)]

@@ -10,3 +10,7 @@ pub const REFUSED: u32 = 1;
 pub const REPLACED: u32 = 2;
 /// The collector ends without having committed what it was sent.
 pub const FAILED: u32 = 3;
+/// The connection is as old as it may become; what was taken on it is answered. Come again.
+pub const AGED: u32 = 4;
+/// The agent's certificate is not accepted any more: revoked, expired, or its CA is no longer trusted.
+pub const UNTRUSTED: u32 = 5;

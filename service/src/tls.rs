@@ -1,13 +1,16 @@
 //! Certificates, keys and CA roots from PEM files. Keys never reach a log or an error.
 
+use std::fs::Metadata;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use serde::Deserialize;
 
 /// Common name of the CA that `headwater certificates` makes. Its certificates work on loopback only.
@@ -63,6 +66,29 @@ pub enum TlsError {
         /// What rustls said.
         message: String,
     },
+}
+
+/// What tells one state of some files from another: device, inode, length and times of each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stamp(Vec<Option<[i64; 7]>>);
+
+impl Stamp {
+    /// Looks at the files as they are now; one that cannot be looked at is like one that is missing.
+    pub fn of<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Self {
+        let stamp = |file: Metadata| {
+            [
+                file.dev().cast_signed(),
+                file.ino().cast_signed(),
+                file.size().cast_signed(),
+                file.mtime(),
+                file.mtime_nsec(),
+                file.ctime(),
+                file.ctime_nsec(),
+            ]
+        };
+        let look = |path: &Path| std::fs::metadata(path).ok().map(stamp);
+        Self(paths.into_iter().map(look).collect())
+    }
 }
 
 /// Reads the certificate chain of `path`.
@@ -206,12 +232,43 @@ pub fn mutual_client(files: &TlsFiles, alpn: &[u8]) -> Result<rustls::ClientConf
 /// # Errors
 /// See [`TlsError`].
 pub fn mutual_server(files: &TlsFiles, alpn: &[u8]) -> Result<rustls::ServerConfig, TlsError> {
+    Ok(mutual_server_with(files, None, alpn)?.config)
+}
+
+/// A server that demands a certificate of the client, and what it believes.
+#[derive(Debug)]
+pub struct MutualServer {
+    /// The configuration, TLS 1.3 alone.
+    pub config: rustls::ServerConfig,
+    /// Says of any chain what a handshake would.
+    pub verifier: Arc<dyn ClientCertVerifier>,
+    /// When the first of the revocation lists should have been renewed, seconds since the Unix epoch.
+    pub revocations_end_s: Option<i64>,
+}
+
+/// As [`mutual_server`], without the clients that stand in the revocation lists (CRL) of the file
+/// `revoked`. An issuer without a list there has revoked nobody. A list that should have been renewed
+/// counts all the same: whom it names stays out, and a forgotten renewal locks nobody else out.
+///
+/// # Errors
+/// See [`TlsError`].
+pub fn mutual_server_with(
+    files: &TlsFiles,
+    revoked: Option<&Path>,
+    alpn: &[u8],
+) -> Result<MutualServer, TlsError> {
     let unusable = |source| TlsError::Unusable {
         path: files.certificate.clone(),
         source,
     };
+    let (lists, revocations_end_s) = match revoked {
+        Some(path) => revocation_lists(path, &files.ca)?,
+        None => (Vec::new(), None),
+    };
     let verifier =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&files.ca)?), provider())
+            .with_crls(lists)
+            .allow_unknown_revocation_status()
             .build()
             .map_err(|error| TlsError::Verifier {
                 path: files.ca.clone(),
@@ -220,14 +277,61 @@ pub fn mutual_server(files: &TlsFiles, alpn: &[u8]) -> Result<rustls::ServerConf
     let mut config = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(unusable)?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(verifier.clone())
         .with_single_cert(
             certificates("certificate", &files.certificate)?,
             private_key(&files.key)?,
         )
         .map_err(unusable)?;
     config.alpn_protocols = vec![alpn.to_vec()];
-    Ok(config)
+    // A resumed session does not check certificates again, so a revoked or expired one would live on.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(MutualServer {
+        config,
+        verifier,
+        revocations_end_s,
+    })
+}
+
+/// Reads the revocation lists of `path`, PEM (any number) or DER (one), each of an issuer in the file
+/// `ca`; and when the first of them should have been renewed. A list of somebody else would revoke
+/// nobody, and one with a wrong signature would lock out everybody, so they are errors.
+fn revocation_lists(
+    path: &Path,
+    ca: &Path,
+) -> Result<(Vec<CertificateRevocationListDer<'static>>, Option<i64>), TlsError> {
+    let failed = |message: String| TlsError::File {
+        what: "revocation list",
+        path: path.to_owned(),
+        message,
+    };
+    let bytes = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
+    let mut lists = CertificateRevocationListDer::pem_slice_iter(&bytes)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| failed(error.to_string()))?;
+    if lists.is_empty() {
+        lists.push(CertificateRevocationListDer::from(bytes));
+    }
+    let issuers = certificates("CA", ca)?;
+    let mut ends = Vec::new();
+    for list in &lists {
+        let (_, list) =
+            x509_parser::parse_x509_crl(list).map_err(|error| failed(error.to_string()))?;
+        let is_ours = issuers.iter().any(|issuer| {
+            x509_parser::parse_x509_certificate(issuer).is_ok_and(|(_, issuer)| {
+                issuer.subject().as_raw() == list.issuer().as_raw()
+                    && list.verify_signature(issuer.public_key()).is_ok()
+            })
+        });
+        if !is_ours {
+            let issuer = list.issuer();
+            let message = format!("no certificate in the CA file has signed it as `{issuer}`");
+            return Err(failed(message));
+        }
+        ends.extend(list.next_update().map(|end| end.timestamp()));
+    }
+    Ok((lists, ends.into_iter().min()))
 }
 
 #[cfg(test)]
@@ -262,5 +366,50 @@ mod tests {
             error.contains("no-ca.pem") && error.contains("headwater certificates"),
             "{error}"
         );
+    }
+
+    /// Writes a CA to `path` and returns a list in its name.
+    fn ca_with_list(path: &Path) -> rcgen::CertificateRevocationList {
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        std::fs::write(path, params.self_signed(&key).unwrap().pem()).unwrap();
+        let list = rcgen::CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2026, 1, 1),
+            next_update: rcgen::date_time_ymd(2026, 1, 2),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        list.signed_by(&rcgen::Issuer::new(params, key)).unwrap()
+    }
+
+    #[test]
+    fn a_list_counts_only_with_the_signature_of_the_ca() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str| directory.path().join(name);
+        let (ca, revoked) = (file("ca.pem"), file("revoked"));
+        let ours = ca_with_list(&ca);
+        // The same name, another key.
+        let theirs = ca_with_list(&file("other.pem"));
+        let sound = [ours.pem().unwrap().into_bytes(), ours.der().to_vec()];
+        for bytes in sound {
+            std::fs::write(&revoked, bytes).unwrap();
+            let (lists, ends_s) = revocation_lists(&revoked, &ca).unwrap();
+            assert_eq!((lists.len(), ends_s), (1, Some(1_767_312_000)));
+        }
+        let both = theirs.pem().unwrap() + &ours.pem().unwrap();
+        let broken = [
+            Vec::new(),
+            b"nothing".to_vec(),
+            theirs.der().to_vec(),
+            both.into_bytes(),
+        ];
+        for bytes in broken {
+            std::fs::write(&revoked, &bytes).unwrap();
+            let error = revocation_lists(&revoked, &ca).unwrap_err().to_string();
+            assert!(error.contains("revocation list"), "{bytes:?}: {error}");
+        }
     }
 }

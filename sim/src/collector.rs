@@ -75,7 +75,7 @@ fn config(world: &World) -> Config {
     Config {
         quic: Default::default(),
         admin: Default::default(),
-        tls: nowhere,
+        tls: nowhere.into(),
         catalog: Default::default(),
         commit: CommitConfig {
             interval_ms: world.knobs.commit_interval_ms,

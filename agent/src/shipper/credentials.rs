@@ -5,15 +5,13 @@
 //! with an error that names the file, and the set before it stays in use. What is taken up counts for
 //! the next connection; the session then moves over (see `successor`).
 
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_protocol::{ALPN, AgentId};
 use headwater_service::clock::SharedClock;
-use headwater_service::tls::{self, Leaf, TlsError, TlsFiles};
+use headwater_service::tls::{self, Leaf, Stamp, TlsError, TlsFiles};
 use metrics::{counter, gauge};
 use quinn::crypto::rustls::QuicClientConfig;
 use tokio::sync::watch;
@@ -77,7 +75,7 @@ impl Credentials {
     /// # Errors
     /// [`TlsError`] names the file that cannot be used.
     pub fn read(files: &TlsFiles) -> Result<Arc<Self>, TlsError> {
-        let stamp = Stamp::of(files);
+        let found = stamp(files);
         let config = tls::mutual_client(files, ALPN)?;
         let client = QuicClientConfig::try_from(config).map_err(|error| TlsError::File {
             what: "certificate",
@@ -88,7 +86,7 @@ impl Credentials {
         Ok(Arc::new(Self {
             client: Arc::new(client),
             leaf,
-            stamp,
+            stamp: found,
         }))
     }
 
@@ -124,31 +122,8 @@ impl Credentials {
     }
 }
 
-/// What tells one state of the files from another: device, inode, length and times of each.
-#[derive(Debug, PartialEq, Eq)]
-struct Stamp(Vec<Option<[i64; 7]>>);
-
-impl Stamp {
-    fn of(files: &TlsFiles) -> Self {
-        let stamp = |file: Metadata| {
-            [
-                file.dev().cast_signed(),
-                file.ino().cast_signed(),
-                file.size().cast_signed(),
-                file.mtime(),
-                file.mtime_nsec(),
-                file.ctime(),
-                file.ctime_nsec(),
-            ]
-        };
-        let paths = [&files.certificate, &files.key, &files.ca];
-        Self(
-            paths
-                .into_iter()
-                .map(|path| std::fs::metadata(path).ok().map(stamp))
-                .collect(),
-        )
-    }
+fn stamp(files: &TlsFiles) -> Stamp {
+    Stamp::of([&*files.certificate, &*files.key, &*files.ca])
 }
 
 /// Watches the files that the settings name and puts whole new sets into `current`. Never returns.
@@ -206,12 +181,12 @@ enum Found {
 /// Looks at the files once. A set that is kept out is looked at again each time: it may only have to
 /// become valid.
 fn look(held: &Credentials, files: &TlsFiles, agent_id: &AgentId, now_s: i64) -> Found {
-    let stamp = Stamp::of(files);
-    if stamp == held.stamp {
+    let found = stamp(files);
+    if found == held.stamp {
         return Found::Nothing;
     }
     let read = Credentials::read(files).map_err(CredentialsError::from);
-    if Stamp::of(files) != stamp {
+    if stamp(files) != found {
         return Found::Nothing;
     }
     let checked = read.and_then(|new| {

@@ -19,6 +19,9 @@ pub enum SessionError {
     /// The connection broke.
     #[error("connection failed: {0}")]
     Connection(#[from] quinn::ConnectionError),
+    /// The collector has closed it for its age.
+    #[error("the collector has closed the connection for its age")]
+    Aged,
     /// One stream of it broke.
     #[error("stream failed: {0}")]
     Stream(String),
@@ -72,7 +75,7 @@ impl SessionError {
             Self::Resolve(..) => "resolve",
             Self::Setup(_) => "setup",
             Self::ConnectTimeout(_) => "connect_timeout",
-            Self::Connection(_) | Self::Stream(_) => "connection",
+            Self::Connection(_) | Self::Aged | Self::Stream(_) => "connection",
             Self::HelloRefused(_) => "session_refused",
             Self::BatchRefused { .. } => "batch_refused",
             Self::KeepRefused { .. } => "refused_full",

@@ -202,7 +202,7 @@ impl Shipper {
             *index = session.index();
             match outcome? {
                 End::Replaced(next, settings) => (welcomed, live) = (*next, settings),
-                End::EpochEnded | End::Stopped => {
+                End::EpochEnded | End::Aged | End::Stopped => {
                     session.close().await;
                     return Ok(());
                 }

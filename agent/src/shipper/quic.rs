@@ -7,10 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt, select_ok};
-use headwater_protocol::frame;
-use headwater_protocol::{BatchHeader, BatchReply, Hello, HelloReply};
+use headwater_protocol::{BatchHeader, BatchReply, Hello, HelloReply, close, frame};
 use parking_lot::Mutex;
-use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use serde::de::DeserializeOwned;
 
 use super::channel::{Awaited, Channel, Network};
@@ -100,7 +99,15 @@ impl Channel for QuicChannel {
     }
 
     fn closed(&self) -> BoxFuture<'_, SessionError> {
-        async { self.connection.closed().await.into() }.boxed()
+        async {
+            match self.connection.closed().await {
+                ConnectionError::ApplicationClosed(by) if by.error_code == close::AGED.into() => {
+                    SessionError::Aged
+                }
+                error => error.into(),
+            }
+        }
+        .boxed()
     }
 
     fn grants(&self) -> u64 {

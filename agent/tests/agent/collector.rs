@@ -9,7 +9,7 @@ use std::time::Duration;
 use headwater_protocol::batch::Slot;
 use headwater_protocol::frame;
 use headwater_protocol::{
-    ALPN, BatchHeader, BatchReply, Hello, HelloReply, Record, RefusalCause, Welcome, batch,
+    ALPN, BatchHeader, BatchReply, Hello, HelloReply, Record, RefusalCause, Welcome, batch, close,
 };
 use headwater_service::tls;
 use parking_lot::Mutex;
@@ -76,6 +76,7 @@ pub(crate) struct Collector {
     endpoint: Endpoint,
     manner: Manner,
     stop: CancellationToken,
+    shared: Arc<Shared>,
 }
 
 struct Shared {
@@ -122,10 +123,10 @@ impl Collector {
             session: Mutex::default(),
             address: endpoint.local_addr().unwrap(),
         });
-        let accepting = endpoint.clone();
+        let (accepting, served) = (endpoint.clone(), shared.clone());
         tokio::spawn(async move {
             while let Some(incoming) = accepting.accept().await {
-                let shared = shared.clone();
+                let shared = served.clone();
                 tokio::spawn(async move {
                     if let Ok(connection) = incoming.await {
                         session(shared, connection).await;
@@ -138,6 +139,14 @@ impl Collector {
             endpoint,
             manner,
             stop,
+            shared,
+        }
+    }
+
+    /// Closes the open connection as a collector does when it is old.
+    pub(crate) fn close_for_its_age(&self) {
+        if let Some(connection) = &*self.shared.session.lock() {
+            connection.close(close::AGED.into(), b"come again");
         }
     }
 

@@ -180,3 +180,41 @@ async fn wrong_and_half_written_files_are_kept_out() {
     agent.stop().await;
     assert_eq!(tables.lock().message_ids().len(), sent);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connection_that_the_collector_closes_for_its_age_is_replaced_at_once() {
+    let site = Site::new();
+    let tables: Arc<Mutex<Tables>> = Arc::default();
+    let collector = Collector::start(&site, &tables, Manner::Prompt).await;
+    let mut config = config(&site, &collector);
+    // A failure would be waited for longer than anybody waits here.
+    config.collector.backoff_min_ms = 3_600_000;
+    config.collector.backoff_max_ms = 3_600_000;
+    let agent = Agent::start(config).await;
+    let stop = Arc::default();
+    let posting = keep_posting(&agent, &stop);
+    // Younger connections are taken for those of a collector that wants nobody.
+    let mut pace = tokio::time::interval(Duration::from_millis(1_500));
+    for visits in 1..=3 {
+        until("a session is open and events arrive", || {
+            let tables = tables.lock();
+            tables.visits.len() == visits && tables.events.len() > visits * 20
+        })
+        .await;
+        let opened = tokio::time::Instant::now();
+        while opened.elapsed() < Duration::from_millis(1_100) {
+            pace.tick().await;
+        }
+        collector.close_for_its_age();
+    }
+    until("the next session is open", || {
+        tables.lock().visits.len() == 4
+    })
+    .await;
+    stop.store(true, Ordering::Relaxed);
+    let sent = posting.await.unwrap();
+    agent.until_drained().await;
+    agent.stop().await;
+    collector.stop().await;
+    assert_eq!(tables.lock().message_ids().len(), sent, "each event once");
+}

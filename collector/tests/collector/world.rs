@@ -20,10 +20,12 @@ use headwater_service::clock::SystemClock;
 use headwater_service::tls::{TlsFiles, mutual_client};
 use headwater_tables::watermark::Watermarks;
 use headwater_tables::{Catalog, CatalogConfig, Table, TableName, schema};
+use parking_lot::Mutex;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    DnType, IsCa, Issuer, KeyIdMethod, KeyPair, RevokedCertParams,
 };
 use serde_bytes::ByteBuf;
 use tempfile::TempDir;
@@ -35,6 +37,8 @@ pub(crate) const EPOCH: u64 = 1_790_000_000_000;
 pub(crate) struct World {
     dir: TempDir,
     issuer: Issuer<'static, KeyPair>,
+    /// Of the newest certificate of each name.
+    serials: Mutex<BTreeMap<String, u64>>,
 }
 
 impl World {
@@ -48,6 +52,7 @@ impl World {
         let world = Self {
             dir,
             issuer: Issuer::new(params, key),
+            serials: Mutex::default(),
         };
         world.certificate("collector");
         world
@@ -59,6 +64,9 @@ impl World {
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
+        let serial = rand::random::<u64>() >> 1;
+        params.serial_number = Some(serial.into());
+        self.serials.lock().insert(name.to_owned(), serial);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         std::fs::write(&files.certificate, certificate.pem()).unwrap();
@@ -66,7 +74,37 @@ impl World {
         files
     }
 
-    fn files(&self, name: &str) -> TlsFiles {
+    /// Puts a list of those who are revoked in the place of the one before, and returns its file.
+    pub(crate) fn revoke(&self, names: &[&str]) -> PathBuf {
+        let serials = self.serials.lock();
+        let revoked = names.iter().map(|name| RevokedCertParams {
+            serial_number: serials[*name].into(),
+            revocation_time: rcgen::date_time_ymd(2026, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2026, 1, 1),
+            // Long past: it counts all the same.
+            next_update: rcgen::date_time_ymd(2026, 1, 2),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&self.issuer).unwrap();
+        self.replace("revoked.pem", &list.pem().unwrap())
+    }
+
+    /// Replaces a file at once and returns its path.
+    pub(crate) fn replace(&self, name: &str, text: &str) -> PathBuf {
+        let new = self.path("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, self.path(name)).unwrap();
+        self.path(name)
+    }
+
+    pub(crate) fn files(&self, name: &str) -> TlsFiles {
         TlsFiles {
             certificate: self.path(&format!("{name}.pem")),
             key: self.path(&format!("{name}.key")),

@@ -44,6 +44,9 @@ use crate::reload::Live;
 /// Most batches in flight, whatever both sides are configured with.
 const IN_FLIGHT_MAX: u32 = 4096;
 
+/// No connection is closed for its age before this one.
+const AGE_MIN: Duration = Duration::from_secs(1);
+
 /// Batches that are sent again at once, beside the lowest one.
 const REPEATS_MAX: usize = 2;
 
@@ -53,6 +56,8 @@ pub(super) enum End {
     Stopped,
     /// The epoch has ended.
     EpochEnded,
+    /// The connection was closed for its age: the next one is due.
+    Aged,
     /// Other settings or limits: what is in flight is sent again on this connection.
     Replaced(Box<Welcomed>, Arc<Live>),
 }
@@ -191,7 +196,7 @@ impl<'a> Session<'a> {
                 Some(done) = self.tasks.join_next() => self.settle(done).await?,
                 error = channel.closed(), if !self.is_broken => {
                     if !successor.is_greeting() {
-                        return Err(error);
+                        return self.ended_by(error);
                     }
                     debug!("the collector has let the old connection go");
                     self.is_broken = true;
@@ -210,6 +215,16 @@ impl<'a> Session<'a> {
                 () = at(retired_until) => {}
                 () = at(looks_at) => self.look(),
             }
+        }
+    }
+
+    /// A collector that closes a connection for its age has answered what it took, and is there: no failure,
+    /// unless it does so again and again.
+    fn ended_by(&self, error: SessionError) -> Result<End, SessionError> {
+        let is_old = self.link.since.elapsed() >= AGE_MIN;
+        match error {
+            SessionError::Aged if is_old => Ok(End::Aged),
+            error => Err(error),
         }
     }
 
