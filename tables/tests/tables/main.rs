@@ -13,4 +13,5 @@ mod lake;
 mod opening;
 mod pyiceberg;
 mod schemas;
+mod times;
 mod watermarks;

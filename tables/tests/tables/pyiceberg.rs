@@ -12,6 +12,11 @@ use crate::lake::{DAY, Lake, TODAY, assert_totals, files, ids, name, schema};
 
 /// Runs the script next to this file on the catalog and returns what it printed.
 fn python(lake: &Lake, command: &str, table: &TableName) -> Value {
+    python_in("UTC", lake, command, table)
+}
+
+/// The same, on a machine in the time zone `zone`.
+pub(crate) fn python_in(zone: &str, lake: &Lake, command: &str, table: &TableName) -> Value {
     let python = std::env::var("HEADWATER_PYTHON").expect(
         "HEADWATER_PYTHON is not set: run `cargo xtask test`, which installs PyIceberg, or set it to a python that has pyiceberg",
     );
@@ -21,6 +26,7 @@ fn python(lake: &Lake, command: &str, table: &TableName) -> Value {
         .args([command, &table.to_string()])
         .arg(lake.database())
         .arg(&lake.config.warehouse)
+        .env("TZ", zone)
         .output()
         .unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);

@@ -1,6 +1,6 @@
 """Reads or changes a table through PyIceberg's SqlCatalog, on the catalog file of the test.
 
-Usage: pyiceberg_peer.py read|write TABLE CATALOG_DB WAREHOUSE. Prints one JSON object.
+Usage: pyiceberg_peer.py read|write|times TABLE CATALOG_DB WAREHOUSE. Prints one JSON object.
 """
 
 import datetime
@@ -43,11 +43,24 @@ def write(table) -> dict:
     return {"metadata_location": table.metadata_location}
 
 
+def times(table) -> dict:
+    """Reads each moment by itself and everything from it on; ids have the order of the moments."""
+    every = table.scan().to_arrow().sort_by("id")
+    moments = [moment.isoformat() for moment in every["at"].to_pylist()]
+    days = [partition["at_day"] for partition in table.inspect.partitions()["partition"].to_pylist()]
+    epoch = datetime.date(1970, 1, 1)
+    return {
+        "partitions": sorted((day - epoch).days for day in days),
+        "from": [ids(table.scan(row_filter=GreaterThanOrEqual("at", moment))) for moment in moments],
+        "at": [ids(table.scan(row_filter=EqualTo("at", moment))) for moment in moments],
+    }
+
+
 def main() -> None:
     command, name, database, warehouse = sys.argv[1:]
     catalog = SqlCatalog("headwater", uri=f"sqlite:///{database}", warehouse=f"file://{warehouse}")
     table = catalog.load_table(name)
-    print(json.dumps({"read": read, "write": write}[command](table)))
+    print(json.dumps({"read": read, "write": write, "times": times}[command](table)))
 
 
 main()
