@@ -200,6 +200,10 @@ pub struct LimitsConfig {
     /// 256 MiB. When it is reached, no further body is read, which slows the agents down; nothing is
     /// lost. The process takes up to four times as much memory.
     pub staged_bytes_max: u32,
+    /// The same of one agent. Default 128 MiB: half of all. An agent that sends more waits alone; the
+    /// others have room at once. Must hold two of the largest batches; above `staged_bytes_max` it bounds
+    /// nothing. Lower lets one agent move less per commit.
+    pub agent_staged_bytes_max: u32,
     /// How long a batch that came too early waits for the one before it. Default 2000 ms.
     pub park_ms: u64,
     /// Time for a body to arrive once it is read. Default 30000 ms.
@@ -215,6 +219,7 @@ impl Default for LimitsConfig {
             batch_events_max: 10_000,
             batches_in_flight_max: 64,
             staged_bytes_max: 256 * 1024 * 1024,
+            agent_staged_bytes_max: 128 * 1024 * 1024,
             park_ms: 2_000,
             body_timeout_ms: 30_000,
             retry_after_ms: 1_000,
@@ -322,6 +327,11 @@ impl Config {
                 limits.staged_bytes_max / 2 >= limits.batch_bytes_max,
                 "must be at least twice limits.batch_bytes_max, or the largest batch never fits",
             ),
+            (
+                "limits.agent_staged_bytes_max",
+                limits.agent_staged_bytes_max / 2 >= limits.batch_bytes_max,
+                "must be at least twice limits.batch_bytes_max, or the largest batch never fits",
+            ),
         ];
         for (key, holds, message) in rules {
             if !holds {
@@ -352,6 +362,10 @@ mod tests {
             ("[quic]\nkeep_alive_ms = 20000\n", "quic.keep_alive_ms"),
             ("[quic]\nsessions_max = 0\n", "quic.sessions_max"),
             ("[commit]\nretry_min_ms = 0\n", "commit.retry_min_ms"),
+            (
+                "[limits]\nagent_staged_bytes_max = 2048\n",
+                "limits.agent_staged_bytes_max",
+            ),
             (
                 "[limits]\nstaged_bytes_max = 2048\n",
                 "limits.staged_bytes_max",

@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::intake::{self, Intake};
 use crate::ledger::Ledger;
 use crate::readiness::Readiness;
+use crate::room::Room;
 use crate::sessions::Sessions;
 
 /// Batches between staging and the committer; their bytes are bounded apart.
@@ -31,10 +32,8 @@ pub(crate) struct Shared {
     pub(crate) clock: SharedClock,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) sessions: Sessions,
-    /// Staged bytes that are left.
-    pub(crate) budget: Arc<Semaphore>,
-    /// The part of it that batches may take before their turn.
-    pub(crate) ahead: Arc<Semaphore>,
+    /// For staged bytes.
+    pub(crate) room: Room,
     pub(crate) cores: Semaphore,
     pub(crate) queue: mpsc::Sender<StagedBatch>,
     /// Streams between their header and the queue.
@@ -96,8 +95,7 @@ impl EngineParts {
             clock,
             ledger: Arc::default(),
             sessions: Sessions::default(),
-            budget: Arc::new(Semaphore::new(config.limits.staged_bytes_max as usize)),
-            ahead: Arc::new(Semaphore::new(config.limits.staged_bytes_max as usize / 2)),
+            room: Room::new(&config.limits),
             cores: intake::cores(),
             queue,
             admitting: TaskTracker::new(),
@@ -107,8 +105,10 @@ impl EngineParts {
             killed: CancellationToken::new(),
             config,
         });
-        // Half of the budget: a full one would stop the agents until the interval is over.
-        let half = u64::from(shared.config.limits.staged_bytes_max / 2).max(1);
+        // Half of the room, and of one agent's: a full one would stop agents until the interval is over.
+        let limits = &shared.config.limits;
+        let half = limits.staged_bytes_max.min(limits.agent_staged_bytes_max) / 2;
+        let half = u64::from(half).max(1);
         let drain = CancellationToken::new();
         let committer = Committer {
             catalog: shared.catalog.clone(),

@@ -11,15 +11,16 @@ use std::time::Duration;
 
 use headwater_protocol::{AgentId, BatchHeader, BatchReply, Epoch, Limits, RefusalCause, Sequence};
 use headwater_tables::blocking;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use crate::admission::Span;
-use crate::commit::{self, Memory, StagedBatch};
+use crate::commit::{self, StagedBatch};
 use crate::engine::Shared;
 use crate::ledger::{Admitted, Committed, Entry, Key, Outcome, Turn};
 use crate::metrics as names;
 use crate::refusal::Refusal;
+use crate::room::{Early, Memory, Share};
 use crate::staging::{self, BatchOrigin, Rows, StageError};
 
 /// Epochs of one agent that a session may speak of. An agent has one; two while it moves on.
@@ -47,6 +48,7 @@ pub enum BodyCut {
 pub struct Intake {
     shared: Arc<Shared>,
     agent: AgentId,
+    share: Arc<Share>,
     epochs: tokio::sync::Mutex<HashMap<Epoch, Entry>>,
 }
 
@@ -79,6 +81,7 @@ impl std::fmt::Debug for Intake {
 impl Intake {
     pub(crate) fn new(shared: Arc<Shared>, agent: AgentId) -> Self {
         Self {
+            share: shared.room.share(&agent),
             shared,
             agent,
             epochs: tokio::sync::Mutex::default(),
@@ -280,27 +283,18 @@ impl Intake {
         }
     }
 
-    /// Takes room for a batch whose turn has not come, if there is some now. Such batches get at most
-    /// half of all room: the other half is for the batches that they wait for.
-    fn reserve_ahead(&self, bytes: u64) -> Option<(Memory, OwnedSemaphorePermit)> {
-        let permits = u32::try_from(bytes).ok()?;
-        let early = Arc::clone(&self.shared.ahead)
-            .try_acquire_many_owned(permits)
-            .ok()?;
-        let permit = Arc::clone(&self.shared.budget)
-            .try_acquire_many_owned(permits)
-            .ok()?;
-        Some((Memory::new(permits, permit), early))
+    /// Takes room for a batch whose turn has not come, if there is some now.
+    fn reserve_ahead(&self, bytes: u64) -> Option<(Memory, Early)> {
+        let bytes = u32::try_from(bytes).ok()?;
+        self.shared.room.take_ahead(&self.share, bytes)
     }
 
     /// Waits for room among the staged bytes; meanwhile nothing is read from the agent.
     async fn reserve(&self, bytes: u64) -> Result<Memory, BatchReply> {
-        let permits = u32::try_from(bytes)
+        let bytes = u32::try_from(bytes)
             .map_err(|_| refused(Refusal::OverLimit, "body too long".to_owned()))?;
-        let budget = Arc::clone(&self.shared.budget);
-        let permit = budget.acquire_many_owned(permits).await;
-        let permit = permit.map_err(|_| self.retry("the collector stops"))?;
-        Ok(Memory::new(permits, permit))
+        let memory = self.shared.room.take(&self.share, bytes).await;
+        memory.map_err(|_| self.retry("the collector stops"))
     }
 
     /// Returns the most bytes that the body of any batch may have on the wire.

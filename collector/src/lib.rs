@@ -10,6 +10,7 @@
 //! engine     everything below, without a socket: what a simulation drives
 //! intake     one batch: header, turn, body, answer
 //!  admission   new, duplicate, overlap or gap (pure)
+//!  room        for staged bytes, and each agent's share of it
 //!  ledger      how far each agent has come; early batches wait here for their turn
 //! staging    records → events → Arrow rows of raw.events and raw.quarantine
 //! commit     everything staged → one snapshot with rows and watermarks → read back → acks
@@ -29,6 +30,7 @@ mod ledger;
 pub mod metrics;
 mod readiness;
 mod refusal;
+mod room;
 mod session;
 mod sessions;
 pub mod staging;

@@ -34,6 +34,8 @@ pub const EVENTS_QUARANTINED: &str = "collector_events_quarantined_total";
 pub const EVENTS_DUPLICATE: &str = "collector_events_duplicate_total";
 /// Uncompressed bytes that are staged and not committed.
 pub const STAGED_BYTES: &str = "collector_staged_bytes";
+/// Batches whose body is not read for want of room, by `for`: `agent` (its own share is full), `all`.
+pub const WAITING_BATCHES: &str = "collector_waiting_batches";
 /// Batches that came too early and wait for the one before them.
 pub const PARKED_BATCHES: &str = "collector_parked_batches";
 /// Age of the oldest batch that is staged and not committed, set at each commit.
@@ -143,6 +145,12 @@ pub const ALL: &[(&str, Kind, Unit, &str)] = &[
         "Uncompressed bytes that are staged and not committed",
     ),
     (
+        WAITING_BATCHES,
+        Kind::Gauge,
+        Unit::Count,
+        "Batches whose body is not read for want of room, by for: agent, all",
+    ),
+    (
         PARKED_BATCHES,
         Kind::Gauge,
         Unit::Count,
@@ -186,22 +194,33 @@ pub(crate) fn describe() {
 }
 
 /// Raises a gauge for as long as it lives.
-#[derive(Debug)]
 pub(crate) struct Held {
-    name: &'static str,
+    gauge: metrics::Gauge,
     by: f64,
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Held")
+            .field("by", &self.by)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Held {
     pub(crate) fn new(name: &'static str, by: f64) -> Self {
-        metrics::gauge!(name).increment(by);
-        Self { name, by }
+        Self::of(metrics::gauge!(name), by)
+    }
+
+    pub(crate) fn of(gauge: metrics::Gauge, by: f64) -> Self {
+        gauge.increment(by);
+        Self { gauge, by }
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        metrics::gauge!(self.name).decrement(self.by);
+        self.gauge.decrement(self.by);
     }
 }
 

@@ -27,7 +27,7 @@ use headwater_service::chance::SharedChance;
 use headwater_tables::schema::{RAW_EVENTS, RAW_QUARANTINE};
 use headwater_tables::watermark::{WatermarkError, Watermarks};
 use headwater_tables::{Catalog, CatalogError, Change, CommitError, DataFile, Table, TableName};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +36,7 @@ use crate::config::CommitConfig;
 use crate::ledger::{Committed, Key, Ledger};
 use crate::metrics as names;
 use crate::readiness::Readiness;
+use crate::room::Memory;
 use crate::staging::{Rows, event_rows, quarantine_rows};
 use files::FilesError;
 use plan::Verdict;
@@ -50,25 +51,6 @@ pub(crate) struct StagedBatch {
     pub(crate) staged_at: Instant,
     /// Its share of the staged bytes.
     pub(crate) memory: Memory,
-}
-
-/// A share of the staged bytes, given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Memory {
-    bytes: u64,
-    _permit: OwnedSemaphorePermit,
-    _gauge: names::Held,
-}
-
-impl Memory {
-    /// Holds `permit`, which stands for as many bytes.
-    pub(crate) fn new(bytes: u32, permit: OwnedSemaphorePermit) -> Self {
-        Self {
-            bytes: u64::from(bytes),
-            _permit: permit,
-            _gauge: names::Held::new(names::STAGED_BYTES, f64::from(bytes)),
-        }
-    }
 }
 
 /// A moment in a round, for [`CommitHook`].

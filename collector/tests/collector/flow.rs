@@ -39,7 +39,7 @@ async fn a_full_budget_slows_the_agent_and_loses_nothing() {
         while written.load(Ordering::SeqCst) < 2 {
             tokio::task::yield_now().await;
         }
-        agent_is_held(&written).await;
+        agent_is_held(&written, 2).await;
         gate.open();
     };
     let (replies, ()) = tokio::join!(futures::future::join_all(sends), release);
@@ -50,11 +50,70 @@ async fn a_full_budget_slows_the_agent_and_loses_nothing() {
     collector.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_agent_that_floods_leaves_room_for_the_others() {
+    let world = World::new();
+    let mut config = world.config();
+    // Bodies are larger than this, so that they are written when they are read.
+    config.quic.stream_window_bytes = 4 * 1024;
+    config.limits.batch_bytes_max = 40 * 1024;
+    config.limits.staged_bytes_max = 400 * 1024;
+    config.limits.agent_staged_bytes_max = 90 * 1024;
+    config.limits.park_ms = 2_000;
+    let gate = Gate::at(CommitPoint::Planned);
+    let collector = world.collector_with(config, gate.clone()).await;
+    let noisy = world.agent("noisy", &collector).await;
+    let quiet = world.agent("quiet", &collector).await;
+    let written = AtomicUsize::new(0);
+    let flood = (1..=64u64).map(|n| {
+        let (noisy, written) = (&noisy, &written);
+        async move {
+            let body = large(n, 20_000).encode();
+            let header = noisy.header(n, 1, body.len());
+            let compressed = batch::compress(&body).unwrap();
+            loop {
+                let mut answer = noisy.post(&header, &compressed).await.unwrap();
+                written.fetch_add(1, Ordering::SeqCst);
+                match read_reply::<BatchReply>(&mut answer).await {
+                    // It has waited too long for the one before it, as it should while nothing is committed.
+                    Some(BatchReply::Retry { .. }) => {}
+                    reply => return reply,
+                }
+            }
+        }
+    });
+    let other = async {
+        gate.reached().await;
+        while written.load(Ordering::SeqCst) < 4 {
+            tokio::task::yield_now().await;
+        }
+        // Its share is four bodies; there is room for five times as many.
+        agent_is_held(&written, 4).await;
+        let staged = async {
+            quiet.until_staged(2).await;
+            gate.open();
+        };
+        let (reply, ()) = tokio::join!(quiet.send(1..=1), staged);
+        let Some(BatchReply::Ack { snapshot_id, .. }) = reply else {
+            panic!("no ack but {reply:?}");
+        };
+        let table = world.events().await;
+        let snapshot = table.metadata().snapshot_by_id(snapshot_id).unwrap();
+        // The one after that which was held, whatever else waits.
+        assert_eq!(snapshot.sequence_number(), 2);
+    };
+    let (flooded, ()) = tokio::join!(futures::future::join_all(flood), other);
+    assert!(flooded.into_iter().all(|reply| acked(reply) > 0));
+    world.assert_events("noisy", 1..=64).await;
+    world.assert_events("quiet", 1..=1).await;
+    collector.stop().await;
+}
+
 /// Gives the network every chance to move more than it may.
-async fn agent_is_held(written: &AtomicUsize) {
+async fn agent_is_held(written: &AtomicUsize, at: usize) {
     for _ in 0..10_000 {
         tokio::task::yield_now().await;
-        assert_eq!(written.load(Ordering::SeqCst), 2);
+        assert_eq!(written.load(Ordering::SeqCst), at);
     }
 }
 
