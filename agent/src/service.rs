@@ -293,9 +293,12 @@ async fn serve_admin(
         ("/status", Arc::new(move || reported.report().to_json())),
         ("/inspect", Arc::new(move || inspected.inspect())),
     ];
-    let readiness = Arc::new(move || readiness.ready());
+    let pages = admin::Pages {
+        documents,
+        ..admin::Pages::of(Arc::new(move || readiness.ready()))
+    };
     let bounds = move || settings.now().admin.bounds();
-    admin::serve_with(listener, bounds, readiness, documents, stop).await
+    admin::serve_with(listener, bounds, pages, stop).await
 }
 
 #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]

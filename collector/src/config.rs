@@ -208,6 +208,9 @@ pub struct LimitsConfig {
     pub park_ms: u64,
     /// Time for a body to arrive once it is read. Default 30000 ms.
     pub body_timeout_ms: u64,
+    /// Most agents, and most companies, that `/metrics` names: the agents furthest behind and the companies
+    /// with the most events. Default 20. Each is a series or two in the store of metrics.
+    pub series_max: usize,
     /// Wait that a Retry asks of the agent. Default 1000 ms.
     pub retry_after_ms: u64,
 }
@@ -222,6 +225,7 @@ impl Default for LimitsConfig {
             agent_staged_bytes_max: 128 * 1024 * 1024,
             park_ms: 2_000,
             body_timeout_ms: 30_000,
+            series_max: 20,
             retry_after_ms: 1_000,
         }
     }

@@ -20,6 +20,7 @@ use crate::intake::{self, Intake};
 use crate::ledger::Ledger;
 use crate::readiness::Readiness;
 use crate::room::Room;
+use crate::series::{self, Companies};
 use crate::sessions::Sessions;
 
 /// Batches between staging and the committer; their bytes are bounded apart.
@@ -67,6 +68,7 @@ pub struct EngineParts {
 pub struct Engine {
     pub(crate) shared: Arc<Shared>,
     pub(crate) readiness: Arc<Readiness>,
+    pub(crate) companies: Arc<Companies>,
     /// Nothing more is staged: the committer commits what is there and ends.
     pub(crate) drain: CancellationToken,
 }
@@ -110,7 +112,10 @@ impl EngineParts {
         let half = limits.staged_bytes_max.min(limits.agent_staged_bytes_max) / 2;
         let half = u64::from(half).max(1);
         let drain = CancellationToken::new();
+        let companies: Arc<Companies> = Arc::default();
         let committer = Committer {
+            clock: shared.clock.clone(),
+            companies: Arc::clone(&companies),
             catalog: shared.catalog.clone(),
             config: shared.config.commit.clone(),
             early_bytes: shared.config.commit.staged_bytes.clamp(1, half),
@@ -125,6 +130,7 @@ impl EngineParts {
         let engine = Engine {
             shared,
             readiness,
+            companies,
             drain,
         };
         (engine, committer)
@@ -132,6 +138,12 @@ impl EngineParts {
 }
 
 impl Engine {
+    /// Returns the series of `/metrics` whose labels come and go.
+    pub(crate) fn series(&self) -> String {
+        let most = self.shared.config.limits.series_max;
+        series::text(&self.shared.ledger, &self.companies, most)
+    }
+
     /// Decides whether the agent is served whose certificate names it `certified`: the place for its
     /// batches and what it is told. Reads the table.
     ///

@@ -171,6 +171,7 @@ impl Intake {
             .epoch(header.epoch)
             .await
             .map_err(|reason| self.retry(&reason))?;
+        entry.offer(span.last);
         let resets = entry.resets();
         let wait = Admission::Wait {
             entry: entry.clone(),

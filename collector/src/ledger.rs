@@ -5,6 +5,7 @@
 //! its ack. Promise: batches of one epoch are staged one after the other in sequence order, whatever
 //! order their streams arrive in. It is a cache of the table's watermark and may be lost at any time.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use headwater_protocol::{AgentId, Epoch, Sequence};
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::admission::{Admission, Position, Span, decide};
 
@@ -42,6 +44,10 @@ struct State {
     snapshot_id: i64,
     /// A batch has the turn.
     busy: bool,
+    /// The highest sequence that was offered, taken or not.
+    offered: Sequence,
+    /// Since when something is offered and not committed and the watermark has not moved.
+    still_since: Option<Instant>,
     /// How often staged batches were given up; those who wait for one of them must retry.
     resets: u64,
 }
@@ -51,6 +57,16 @@ struct State {
 pub(crate) struct Committed {
     pub(crate) through: Sequence,
     pub(crate) snapshot_id: i64,
+}
+
+/// How far an agent is behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Lag {
+    pub(crate) agent: AgentId,
+    /// Events that were offered and are not committed.
+    pub(crate) events: u64,
+    /// How long its watermark has not moved although there are some.
+    pub(crate) still: Duration,
 }
 
 /// All epochs that a session or a staged batch is interested in.
@@ -83,6 +99,35 @@ impl Ledger {
             // Two: the map's and the one of this loop.
             Arc::strong_count(state) > 2 || position.staged > position.committed
         });
+    }
+
+    /// Returns the agents that are behind, those first whose watermark has stood still for longest; at most
+    /// `most`.
+    pub(crate) fn furthest_behind(&self, most: usize) -> Vec<Lag> {
+        let now = Instant::now();
+        let mut lags: Vec<Lag> = Vec::new();
+        for (key, state) in self.entries.lock().iter() {
+            let state = state.borrow();
+            let Some(since) = state.still_since else {
+                continue;
+            };
+            let lag = Lag {
+                agent: key.agent.clone(),
+                events: state.offered.saturating_sub(state.position.committed),
+                still: now.saturating_duration_since(since),
+            };
+            // Epochs of one agent stand together.
+            match lags.last_mut().filter(|last| last.agent == lag.agent) {
+                Some(last) => {
+                    last.events += lag.events;
+                    last.still = last.still.max(lag.still);
+                }
+                None => lags.push(lag),
+            }
+        }
+        lags.sort_by_key(|lag| Reverse((lag.still, lag.events)));
+        lags.truncate(most);
+        lags
     }
 
     /// Gives up what is staged of `key`: its senders are told to retry.
@@ -133,6 +178,18 @@ impl Entry {
         }
     }
 
+    /// Notes that everything up to `last` was offered.
+    pub(crate) fn offer(&self, last: Sequence) {
+        self.state.send_if_modified(|state| {
+            state.offered = state.offered.max(last);
+            if state.offered > state.position.committed {
+                state.still_since.get_or_insert_with(Instant::now);
+            }
+            // Nobody waits for that.
+            false
+        });
+    }
+
     /// Returns whether all of `span` is staged or committed now.
     pub(crate) fn is_known(&self, span: Span) -> bool {
         decide(self.state.borrow().position, span) == Admission::Duplicate
@@ -151,6 +208,8 @@ impl Entry {
             if changed {
                 state.position = raised;
                 state.snapshot_id = table.snapshot_id;
+                let is_behind = state.offered > raised.committed;
+                state.still_since = is_behind.then(Instant::now);
             }
             changed
         });
@@ -328,6 +387,46 @@ mod tests {
             entry.until_committed(2, resets).await,
             Outcome::GivenUp
         ));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn agents_are_behind_until_what_they_offered_is_committed() {
+        let ledger = Ledger::default();
+        let entry = |agent: &str, epoch| {
+            let agent = agent.parse().unwrap();
+            let table = Committed {
+                through: 10,
+                snapshot_id: 7,
+            };
+            ledger.open(&Key { agent, epoch }, table)
+        };
+        let (one, older, other) = (entry("a", 2), entry("a", 1), entry("b", 1));
+        assert!(ledger.furthest_behind(9).is_empty());
+        let second = Duration::from_secs(1);
+        one.offer(15);
+        tokio::time::advance(second).await;
+        for offered in [&older, &other] {
+            offered.offer(12);
+        }
+        // What is committed already is no lag.
+        entry("c", 1).offer(10);
+        tokio::time::advance(second).await;
+        let lag = |agent: &str, events, seconds| Lag {
+            agent: agent.parse().unwrap(),
+            events,
+            still: second * seconds,
+        };
+        assert_eq!(ledger.furthest_behind(9), [lag("a", 7, 2), lag("b", 2, 1)]);
+        assert_eq!(ledger.furthest_behind(1).len(), 1);
+        let table = |through| Committed {
+            through,
+            snapshot_id: 8,
+        };
+        one.raise(table(14));
+        older.raise(table(12));
+        assert_eq!(ledger.furthest_behind(9), [lag("b", 2, 1), lag("a", 1, 0)]);
+        one.raise(table(15));
+        assert_eq!(ledger.furthest_behind(9), [lag("b", 2, 1)]);
     }
 
     #[tokio::test]

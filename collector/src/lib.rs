@@ -31,6 +31,7 @@ pub mod metrics;
 mod readiness;
 mod refusal;
 mod room;
+mod series;
 mod session;
 mod sessions;
 pub mod staging;
@@ -41,7 +42,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_protocol::close;
-use headwater_service::admin::{self, ListenError};
+use headwater_service::admin::{self, ListenError, Pages};
 use headwater_service::chance::SystemChance;
 use headwater_service::clock::SharedClock;
 use headwater_service::tls::TlsError;
@@ -237,12 +238,14 @@ struct Parts {
 impl Parts {
     /// Runs all tasks; when one ends or the stop token is cancelled, ends the others.
     async fn supervise(self, committer: Committer, admin: TcpListener) -> Result<(), RunError> {
-        let readiness = Arc::clone(&self.engine.readiness);
+        let (readiness, shown) = (Arc::clone(&self.engine.readiness), self.engine.clone());
+        let mut pages = Pages::of(Arc::new(move || readiness.check()));
+        pages.series = Some(Arc::new(move || shown.series()));
         let admin_stop = CancellationToken::new();
         let mut admin = tokio::spawn(admin::serve(
             admin,
             self.engine.shared.config.admin.bounds(),
-            Arc::new(move || readiness.check()),
+            pages,
             admin_stop.clone(),
         ));
         let mut committer = tokio::spawn(committer.run());

@@ -28,7 +28,7 @@ pub const RECEIVED_BYTES: &str = "collector_received_bytes_total";
 pub const EVENTS_STAGED: &str = "collector_events_staged_total";
 /// Events committed to `raw.events`.
 pub const EVENTS_COMMITTED: &str = "collector_events_committed_total";
-/// Events committed to `raw.quarantine`.
+/// Events committed to `raw.quarantine`, by `reason`, which is the column `failure_type`.
 pub const EVENTS_QUARANTINED: &str = "collector_events_quarantined_total";
 /// Events that came again and were left out.
 pub const EVENTS_DUPLICATE: &str = "collector_events_duplicate_total";
@@ -46,6 +46,14 @@ pub const STAGE_SECONDS: &str = "collector_stage_seconds";
 pub const COMMITS: &str = "collector_commits_total";
 /// Time from the start of a group's first attempt until it is committed and read back.
 pub const COMMIT_SECONDS: &str = "collector_commit_seconds";
+/// Age of each event of `raw.events` when its commit was read back: since its agent accepted it.
+pub const FRESHNESS_SECONDS: &str = "collector_freshness_seconds";
+/// Events that an `agent` has offered and that are not committed: the agents furthest behind.
+pub const AGENT_LAG_EVENTS: &str = "collector_agent_lag_events";
+/// How long the watermark of an `agent` has not moved although it has offered events: the same agents.
+pub const AGENT_LAG_SECONDS: &str = "collector_agent_lag_seconds";
+/// Events committed to `raw.events`, by `company`: those with the most.
+pub const COMPANY_EVENTS: &str = "collector_company_events_total";
 
 /// What a metric is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +64,17 @@ pub enum Kind {
     Gauge,
     /// A distribution.
     Histogram,
+}
+
+impl Kind {
+    /// Returns the word of the text format.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
 }
 
 /// Every metric: name, kind, unit and description.
@@ -130,7 +149,7 @@ pub const ALL: &[(&str, Kind, Unit, &str)] = &[
         EVENTS_QUARANTINED,
         Kind::Counter,
         Unit::Count,
-        "Events committed to raw.quarantine",
+        "Events committed to raw.quarantine by reason (failure_type)",
     ),
     (
         EVENTS_DUPLICATE,
@@ -179,6 +198,30 @@ pub const ALL: &[(&str, Kind, Unit, &str)] = &[
         Kind::Histogram,
         Unit::Seconds,
         "Time of a group from its first attempt until it is committed and read back",
+    ),
+    (
+        FRESHNESS_SECONDS,
+        Kind::Histogram,
+        Unit::Seconds,
+        "Age of each committed event, since its agent accepted it",
+    ),
+    (
+        AGENT_LAG_EVENTS,
+        Kind::Gauge,
+        Unit::Count,
+        "Events offered and not committed, of the agents furthest behind",
+    ),
+    (
+        AGENT_LAG_SECONDS,
+        Kind::Gauge,
+        Unit::Seconds,
+        "Time for which the watermark of an agent that is behind has not moved",
+    ),
+    (
+        COMPANY_EVENTS,
+        Kind::Counter,
+        Unit::Count,
+        "Events committed to raw.events, of the companies with the most",
     ),
 ];
 

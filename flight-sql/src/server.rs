@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arrow_flight::flight_service_server::FlightServiceServer;
-use headwater_service::admin::{self, ListenError, Readiness};
+use headwater_service::admin::{self, ListenError, Pages, Readiness};
 use headwater_service::clock::SharedClock;
 use headwater_service::config::ConfigError;
 use headwater_service::tls::{TlsError, refuse_development_certificate};
@@ -172,7 +172,7 @@ pub async fn start(
         admin: tokio::spawn(admin::serve(
             admin_listener,
             config.admin.bounds(),
-            readiness(Arc::clone(&probe), stop.clone()),
+            Pages::of(readiness(Arc::clone(&probe), stop.clone())),
             stop.clone(),
         )),
         chores: tokio::spawn(chores(probe, service, config.limits.clone(), stop.clone())),

@@ -16,7 +16,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::{Deserialize, Deserializer};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -165,6 +165,29 @@ pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 /// Returns a JSON document about the program. May block.
 pub type Document = Arc<dyn Fn() -> String + Send + Sync>;
 
+/// What a program tells about itself beside its recorded metrics.
+#[derive(Clone)]
+pub struct Pages {
+    /// What `/readyz` says.
+    pub readiness: Readiness,
+    /// A document under each of these paths.
+    pub documents: Vec<(&'static str, Document)>,
+    /// Further series for `/metrics`, in its text format: those whose labels come and go, because a
+    /// recorder keeps a label for ever.
+    pub series: Option<Document>,
+}
+
+impl Pages {
+    /// Makes those of a program that tells no more than whether it does its work.
+    pub fn of(readiness: Readiness) -> Self {
+        Self {
+            readiness,
+            documents: Vec::new(),
+            series: None,
+        }
+    }
+}
+
 /// Why the admin endpoint cannot serve.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -200,12 +223,37 @@ pub async fn listen(
 /// How often recorded times are summed up. Until then each value takes memory, scraped or not.
 const UPKEEP_INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 5000 });
 
+/// Histograms with these endings are shown as buckets, in seconds, which can be added up over processes; all
+/// others as quantiles.
+const BUCKETS: [(&str, &[f64]); 2] = [
+    (
+        "_freshness_seconds",
+        &[
+            0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0, 300.0, 1800.0, 7200.0,
+            86400.0,
+        ],
+    ),
+    (
+        "_commit_seconds",
+        &[
+            0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+        ],
+    ),
+];
+
 static RECORDER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 
 /// Installs the process-wide metrics recorder; later calls return the first one's handle.
 fn recorder() -> Option<&'static PrometheusHandle> {
     RECORDER
-        .get_or_init(|| PrometheusBuilder::new().install_recorder().ok())
+        .get_or_init(|| {
+            let mut builder = PrometheusBuilder::new();
+            for (ending, bounds) in BUCKETS {
+                let matcher = Matcher::Suffix(ending.to_owned());
+                builder = builder.set_buckets_for_metric(matcher, bounds).ok()?;
+            }
+            builder.install_recorder().ok()
+        })
         .as_ref()
 }
 
@@ -238,26 +286,29 @@ pub fn init_metrics() {
 pub async fn serve(
     listener: TcpListener,
     bounds: Bounds,
-    readiness: Readiness,
+    pages: Pages,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
-    serve_with(listener, move || bounds, readiness, Vec::new(), stop).await
+    serve_with(listener, move || bounds, pages, stop).await
 }
 
-/// As [`serve`], with a document under each of these paths, and bounds that may change meanwhile: they
-/// are asked for at each connection.
+/// As [`serve`], with bounds that may change meanwhile: they are asked for at each connection.
 ///
 /// # Errors
 /// As [`serve`].
 pub async fn serve_with(
     listener: TcpListener,
     bounds: impl Fn() -> Bounds + Send + Sync + 'static,
-    readiness: Readiness,
-    documents: Vec<(&'static str, Document)>,
+    pages: Pages,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
+    let Pages {
+        readiness,
+        documents,
+        series,
+    } = pages;
     let mut router = Router::new()
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(move || metrics(series.clone())))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(readiness);
@@ -290,8 +341,12 @@ async fn keep_up() -> Infallible {
     }
 }
 
-async fn metrics() -> impl IntoResponse {
-    let text = recorder().map(PrometheusHandle::render).unwrap_or_default();
+async fn metrics(series: Option<Document>) -> impl IntoResponse {
+    let mut text = recorder().map(PrometheusHandle::render).unwrap_or_default();
+    if let Some(series) = series {
+        let series = tokio::task::spawn_blocking(move || series()).await;
+        text += &series.unwrap_or_default();
+    }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
 }
 
@@ -349,7 +404,7 @@ mod tests {
         let served = tokio::spawn(serve(
             listener,
             Bounds::default(),
-            Arc::new(|| Ok(())),
+            Pages::of(Arc::new(|| Ok(()))),
             stop.clone(),
         ));
         let before = resident_bytes();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use headwater_service::admin::{self, Bounds, CONNECTIONS, CONNECTIONS_CLOSED, Document};
+use headwater_service::admin::{self, Bounds, CONNECTIONS, CONNECTIONS_CLOSED, Document, Pages};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, MutexGuard};
@@ -40,8 +40,10 @@ async fn serve(bounds: Bounds) -> Served {
     tokio::spawn(admin::serve_with(
         listener,
         move || bounds,
-        Arc::new(|| Ok(())),
-        vec![("/large", large)],
+        Pages {
+            documents: vec![("/large", large)],
+            ..Pages::of(Arc::new(|| Ok(())))
+        },
         stop.clone(),
     ));
     Served {

@@ -14,6 +14,7 @@
 //! **EO-4** the watermark moves in the commit that adds the rows; **EO-5** an unknown outcome is
 //! resolved by loading the table again, and no data file is ever deleted here.
 
+mod figures;
 pub mod files;
 pub(crate) mod plan;
 
@@ -24,6 +25,7 @@ use std::time::Duration;
 use arrow::record_batch::RecordBatch;
 use headwater_protocol::Sequence;
 use headwater_service::chance::SharedChance;
+use headwater_service::clock::SharedClock;
 use headwater_tables::schema::{RAW_EVENTS, RAW_QUARANTINE};
 use headwater_tables::watermark::{WatermarkError, Watermarks};
 use headwater_tables::{Catalog, CatalogError, Change, CommitError, DataFile, Table, TableName};
@@ -37,6 +39,7 @@ use crate::ledger::{Committed, Key, Ledger};
 use crate::metrics as names;
 use crate::readiness::Readiness;
 use crate::room::Memory;
+use crate::series::Companies;
 use crate::staging::{Rows, event_rows, quarantine_rows};
 use files::FilesError;
 use plan::Verdict;
@@ -121,6 +124,10 @@ pub struct Committer {
     pub(crate) early_bytes: u64,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) readiness: Arc<Readiness>,
+    /// Tells how fresh events are.
+    pub(crate) clock: SharedClock,
+    /// Counts whose they are.
+    pub(crate) companies: Arc<Companies>,
     /// Spreads the waits between attempts.
     pub(crate) chance: SharedChance,
     pub(crate) hook: Arc<dyn CommitHook>,
@@ -394,6 +401,11 @@ impl Committer {
         self.at(CommitPoint::BeforeAcks)?;
         self.settle(group, &plan, &head)?;
         metrics::counter!(names::EVENTS_COMMITTED).increment(committed);
+        let rows = group.rows(&cuts, event_rows_of);
+        figures::record_freshness(&rows, self.clock.now());
+        figures::by_company(&rows, |company, events| {
+            self.companies.count(company, events)
+        });
         self.log(&head, committed, quarantined, group.batches.len());
         Ok(())
     }
@@ -426,7 +438,7 @@ impl Committer {
         let files = group.quarantine.files.clone().unwrap_or_default();
         let change = change(files, &marks, &reached);
         self.catalog.commit(&base, change).await?;
-        metrics::counter!(names::EVENTS_QUARANTINED).increment(quarantined);
+        figures::count_quarantined(&group.rows(&cuts, quarantine_rows_of));
         Ok(quarantined)
     }
 

@@ -102,6 +102,7 @@ pub(crate) mod column {
     pub(crate) const COMPANY_ID: usize = 0;
     pub(crate) const MESSAGE_ID: usize = 2;
     pub(crate) const EVENT_TIME: usize = 6;
+    pub(crate) const RECEIVED_AT: usize = 7;
     pub(crate) const SEQUENCE: usize = 43;
 }
 

@@ -57,6 +57,9 @@ pub(crate) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
     Arc::new(Schema::new(fields))
 });
 
+/// Position of `failure_type`.
+pub(crate) const REASON_COLUMN: usize = 5;
+
 /// Position of the column that the committer filters by.
 pub(crate) const SEQUENCE_COLUMN: usize = 18;
 
