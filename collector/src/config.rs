@@ -167,6 +167,9 @@ pub struct CommitConfig {
     pub stop_within_ms: u64,
     /// Failed attempts in a row after which `/readyz` says no. Default 3.
     pub failures_not_ready: u32,
+    /// How often the tables are looked at while nobody commits, and how long a look may take. Default
+    /// 10000 ms. `/readyz` says no after a look that failed. Lower asks the catalog and the store more often.
+    pub look_interval_ms: u64,
     /// Age of the oldest staged batch above which `/readyz` says no. Default 60000 ms.
     pub staged_age_max_ms: u64,
 }
@@ -180,6 +183,7 @@ impl Default for CommitConfig {
             retry_max_ms: 10_000,
             stop_within_ms: 10_000,
             failures_not_ready: 3,
+            look_interval_ms: 10_000,
             staged_age_max_ms: 60_000,
         }
     }
@@ -310,6 +314,11 @@ impl Config {
                 "commit.retry_min_ms",
                 commit.retry_min_ms > 0 && commit.retry_min_ms <= commit.retry_max_ms,
                 "must be above 0 and at most commit.retry_max_ms",
+            ),
+            (
+                "commit.look_interval_ms",
+                commit.look_interval_ms > 0,
+                "must be above 0",
             ),
             (
                 "limits.batch_bytes_max",

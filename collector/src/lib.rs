@@ -254,11 +254,18 @@ impl Parts {
             self.endpoint.clone(),
             Arc::clone(&self.certificates),
         ));
+        let shared = &self.engine.shared;
+        let look = readiness::watch(
+            &self.engine.readiness,
+            &shared.catalog,
+            Duration::from_millis(shared.config.commit.look_interval_ms),
+        );
         let watch =
             Arc::clone(&self.certificates).watch(&self.engine.shared.sessions, &self.reload);
         let result = tokio::select! {
             () = self.engine.shared.stopping.cancelled() => Ok(()),
             () = watch => Err(RunError::Ended { task: "certificates" }),
+            () = look => Err(RunError::Ended { task: "readiness" }),
             ended = &mut committer => ended_early("committer", ended.map(|it| it.map_err(RunError::from))),
             ended = &mut admin => ended_early("admin", ended.map(|it| it.map_err(RunError::Admin))),
         };

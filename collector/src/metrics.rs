@@ -46,6 +46,8 @@ pub const STAGE_SECONDS: &str = "collector_stage_seconds";
 pub const COMMITS: &str = "collector_commits_total";
 /// Time from the start of a group's first attempt until it is committed and read back.
 pub const COMMIT_SECONDS: &str = "collector_commit_seconds";
+/// Looks at the tables while nobody committed, by `outcome`: `ok`, `failed`.
+pub const LOOKS: &str = "collector_table_looks_total";
 /// Age of each event of `raw.events` when its commit was read back: since its agent accepted it.
 pub const FRESHNESS_SECONDS: &str = "collector_freshness_seconds";
 /// Events that an `agent` has offered and that are not committed: the agents furthest behind.
@@ -198,6 +200,12 @@ pub const ALL: &[(&str, Kind, Unit, &str)] = &[
         Kind::Histogram,
         Unit::Seconds,
         "Time of a group from its first attempt until it is committed and read back",
+    ),
+    (
+        LOOKS,
+        Kind::Counter,
+        Unit::Count,
+        "Looks at the tables while nobody committed, by outcome: ok, failed",
     ),
     (
         FRESHNESS_SECONDS,

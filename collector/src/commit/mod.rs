@@ -517,11 +517,31 @@ async fn load(catalog: &Catalog, name: &TableName) -> Result<(Table, Watermarks)
     Ok((head, marks))
 }
 
+/// Says whether a commit could begin: reads the head of `raw.events` and looks for its metadata file, which
+/// the catalog may remember.
+pub(crate) async fn reach(catalog: &Catalog) -> Result<(), HeadError> {
+    let (head, _) = load(catalog, &RAW_EVENTS).await?;
+    let location = head.metadata_location().unwrap_or_default();
+    let gone =
+        |error: Option<iceberg::Error>| HeadError::Store(location.to_owned(), error.map(Box::new));
+    let file = head
+        .file_io()
+        .new_input(location)
+        .map_err(|error| gone(Some(error)))?;
+    match file.exists().await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(gone(None)),
+        Err(error) => Err(gone(Some(error))),
+    }
+}
+
 /// Why a head cannot be read; try again later.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HeadError {
     #[error("the catalog cannot be read: {0}")]
     Catalog(#[source] Box<CatalogError>),
+    #[error("the store has no `{0}`")]
+    Store(String, #[source] Option<Box<iceberg::Error>>),
     #[error(transparent)]
     Watermark(#[from] WatermarkError),
 }

@@ -10,6 +10,7 @@ mod certificates;
 mod faults;
 mod flow;
 mod hostile;
+mod operation;
 mod world;
 
 use headwater_protocol::{BatchReply, batch};

@@ -28,6 +28,7 @@ use rcgen::{
     DnType, IsCa, Issuer, KeyIdMethod, KeyPair, RevokedCertParams,
 };
 use serde_bytes::ByteBuf;
+use sqlx::Connection as _;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -112,7 +113,19 @@ impl World {
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// Renames a table of the catalog's database: one way to lose a catalog.
+    pub(crate) async fn rename_table(&self, from: &str, to: &str) {
+        let uri = self.catalog_config().uri;
+        let mut database = sqlx::SqliteConnection::connect(&uri).await.unwrap();
+        let statement = format!("ALTER TABLE {from} RENAME TO {to}");
+        sqlx::query(&statement)
+            .execute(&mut database)
+            .await
+            .unwrap();
+        database.close().await.unwrap();
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 

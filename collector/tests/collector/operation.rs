@@ -1,0 +1,101 @@
+//! What whoever runs a collector sees: whether it is ready, and what its metrics say.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use headwater_collector::commit::NoHook;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::hostile::PATIENCE;
+use crate::world::{World, acked, is_bad, mixed};
+
+/// Asks the admin endpoint and returns status line, head and body.
+async fn get(admin: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(admin).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+/// Asks until the answer holds `text`.
+async fn until(admin: SocketAddr, path: &str, text: &str) {
+    let mut looks = tokio::time::interval(std::time::Duration::from_millis(10));
+    let ask = async {
+        while !get(admin, path).await.contains(text) {
+            looks.tick().await;
+        }
+    };
+    let asked = tokio::time::timeout(PATIENCE, ask).await;
+    asked.unwrap_or_else(|_| panic!("{path} does not say {text:?}"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_without_work_says_whether_it_could_do_some() {
+    let world = World::new();
+    let mut config = world.config();
+    config.commit.look_interval_ms = 50;
+    let collector = world.collector_with(config, Arc::new(NoHook)).await;
+    let admin = collector.running.admin_address;
+    assert!(get(admin, "/readyz").await.contains("200 OK"));
+
+    let (store, away) = (world.path("warehouse"), world.path("away"));
+    std::fs::rename(&store, &away).unwrap();
+    until(admin, "/readyz", "503").await;
+    assert!(get(admin, "/readyz").await.contains("the store has no"));
+    std::fs::rename(&away, &store).unwrap();
+    until(admin, "/readyz", "200 OK").await;
+
+    for (from, to, says) in [
+        ("iceberg_tables", "away", "503"),
+        ("away", "iceberg_tables", "200 OK"),
+    ] {
+        world.rename_table(from, to).await;
+        until(admin, "/readyz", says).await;
+    }
+    let agent = world.agent("agent-1", &collector).await;
+    assert_eq!(acked(agent.send(1..=3).await), 3);
+    collector.stop().await;
+}
+
+/// Returns the value of a series.
+fn value(text: &str, series: &str) -> f64 {
+    let found = text.lines().find_map(|line| line.strip_prefix(series));
+    let found = found.unwrap_or_else(|| panic!("no {series} in {text}"));
+    found.trim().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commits_show_freshness_reasons_companies_and_who_is_behind() {
+    let world = World::new();
+    let collector = world.collector().await;
+    let admin = collector.running.admin_address;
+    let agent = world.agent("agent-behind", &collector).await;
+    // Whoever else commits in this process is older than a day as well, by the records' clock.
+    assert_eq!(acked(agent.send_records(1, &mixed(1..=30)).await), 30);
+    let text = get(admin, "/metrics").await;
+    let bad = (1..=30).filter(|it| is_bad(*it)).count() as f64;
+    let quarantined = "collector_events_quarantined_total{reason=\"identity_missing\"}";
+    assert!(value(&text, quarantined) >= bad);
+    assert!(value(&text, "collector_freshness_seconds_bucket{le=\"+Inf\"}") >= 30.0 - bad);
+    assert!(value(&text, "collector_commit_seconds_bucket{le=\"60\"}") >= 1.0);
+    // This collector's own.
+    let company = value(&text, "collector_company_events_total{company=\"acme\"}");
+    assert_eq!(company, 30.0 - bad);
+    assert!(!text.contains("agent-behind"), "nobody is behind");
+
+    // What comes too early is not committed.
+    drop(agent.send(40..=50).await);
+    let text = get(admin, "/metrics").await;
+    assert_eq!(
+        value(&text, "collector_agent_lag_events{agent=\"agent-behind\"}"),
+        20.0
+    );
+    assert!(value(&text, "collector_agent_lag_seconds{agent=\"agent-behind\"}") > 0.0);
+    assert_eq!(acked(agent.send(31..=50).await), 50);
+    let text = get(admin, "/metrics").await;
+    assert!(!text.contains("agent-behind"), "it has caught up");
+    collector.stop().await;
+}
