@@ -215,6 +215,31 @@ proptest! {
     }
 
     #[test]
+    fn damaged_messages_are_refused_or_mean_what_they_are_written_as(
+        message in 0..5usize,
+        damages in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+    ) {
+        let golden = include_str!("../testdata/vectors.txt");
+        let (_, text) = golden.lines().nth(message).unwrap().split_once(": ").unwrap();
+        let hex = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
+        let mut bytes: Vec<u8> = (0..text.len()).step_by(2).map(hex).collect();
+        for (place, byte) in damages {
+            let place = place.index(bytes.len());
+            bytes[place] = byte;
+        }
+        let message = &bytes[4..];
+        macro_rules! survives {
+            ($($kind:ty),*) => {$(
+                if let Ok(read) = frame::decode::<$kind>(message) {
+                    let again = frame::encode(&read);
+                    prop_assert_eq!(frame::decode::<$kind>(&again[4..]).unwrap(), read);
+                }
+            )*};
+        }
+        survives!(Hello, HelloReply, BatchHeader, BatchReply);
+    }
+
+    #[test]
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400), count in 0u32..50) {
         let slots = batch::slots(&header(count, bytes.len()), &bytes);
         if let Ok(slots) = slots {
