@@ -27,13 +27,15 @@ def matrix(request, tmp_path_factory, logs):
     cluster = Cluster(
         tmp_path_factory.mktemp("matrix") / "house", logs / f"matrix-{request.param}", kill_matrix.WRITE_KEYS
     )
-    seed = kill_matrix.seed_of_round(request.param)
-    cluster.start_all()
-    kills, books = kill_matrix.run_round(cluster, seed, HITS)
-    say(kill_matrix.table_of(kills))
-    stored = {name: read(cluster) for name, read in judge.READERS.items()}
-    yield SimpleNamespace(cluster=cluster, kills=kills, books=books, stored=stored)
-    cluster.stop_all()
+    try:
+        seed = kill_matrix.seed_of_round(request.param)
+        cluster.start_all()
+        kills, books = kill_matrix.run_round(cluster, seed, HITS)
+        say(kill_matrix.table_of(kills))
+        stored = {name: read(cluster) for name, read in judge.READERS.items()}
+        yield SimpleNamespace(cluster=cluster, kills=kills, books=books, stored=stored)
+    finally:
+        cluster.stop_all()
 
 
 def test_every_point_is_met(matrix):

@@ -116,7 +116,7 @@ def test_the_others_take_over_from_a_collector_that_dies_in_the_middle_of_a_batc
     process = cluster.processes[collector]
     process.order(points.BEFORE_SWAP.order(1))
     eventually(f"{collector} dies with a commit prepared", lambda: process.report(1))
-    process.wait(within_s=10)
+    process.wait(within_s=60)
     left = cluster.status(agent)
     assert left["events"] > 0, "nothing was on its way"
     let_them_send(with_retries)
@@ -136,7 +136,7 @@ def test_a_commit_that_only_the_catalogs_log_holds_comes_true_when_the_log_is_re
     process = cluster.processes[collector]
     process.order(points.IN_LOG_ONLY.order(1))
     report = eventually(f"{collector} dies in its swap", lambda: process.report(1))
-    process.wait(within_s=10)
+    process.wait(within_s=60)
     # Nobody has the catalog open now.
     cluster.start_and_wait(collector)
     made = [path for path in report["created"] if "/raw/events/" in path and path.endswith(".metadata.json")]
