@@ -64,11 +64,7 @@ async fn main() -> anyhow::Result<()> {
     let is_bench = std::env::args().any(|argument| argument == "--bench");
     let (commits, batches) = if is_bench { (4, 10) } else { (1, 1) };
     let directory = tempfile::tempdir()?;
-    let catalog = Catalog::open(&CatalogConfig {
-        uri: format!("sqlite://{}", directory.path().join("c.db").display()),
-        warehouse: directory.path().join("warehouse"),
-    })
-    .await?;
+    let catalog = Catalog::open(&CatalogConfig::local(directory.path())).await?;
     let mut table = catalog.ensure(&schema::raw_events()).await?;
     let mut spent = [Duration::ZERO; 4];
     let mut bytes = 0;

@@ -268,6 +268,12 @@ impl Config {
             ..
         } = self;
         self.admin.bounds().validate()?;
+        self.catalog
+            .validate()
+            .map_err(|error| ConfigError::Value {
+                key: error.key,
+                message: error.message,
+            })?;
         let rules = [
             (
                 "quic.sessions_max",
@@ -375,6 +381,7 @@ mod tests {
             ("[quic]\nkeep_alive_ms = 20000\n", "quic.keep_alive_ms"),
             ("[quic]\nsessions_max = 0\n", "quic.sessions_max"),
             ("[commit]\nretry_min_ms = 0\n", "commit.retry_min_ms"),
+            ("[catalog]\ntimeout_ms = 0\n", "catalog.timeout_ms"),
             (
                 "[limits]\nagent_staged_bytes_max = 2048\n",
                 "limits.agent_staged_bytes_max",

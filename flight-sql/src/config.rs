@@ -225,6 +225,8 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.limits.validate()?;
         self.admin.bounds().validate()?;
+        let catalog = self.catalog.validate();
+        catalog.map_err(|error| refused(error.key, error.message))?;
         self.validate_transport()?;
         self.validate_users()
     }

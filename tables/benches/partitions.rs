@@ -23,11 +23,7 @@ async fn main() -> Result<()> {
     let is_bench = std::env::args().any(|argument| argument == "--bench");
     let (days, rows_per_day) = if is_bench { (5_000, 40) } else { (300, 10) };
     let directory = tempfile::tempdir()?;
-    let catalog = Catalog::open(&CatalogConfig {
-        uri: format!("sqlite://{}", directory.path().join("c.db").display()),
-        warehouse: directory.path().join("warehouse"),
-    })
-    .await?;
+    let catalog = Catalog::open(&CatalogConfig::local(directory.path())).await?;
     let at = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
     let schema = Arc::new(Schema::new(vec![
         Field::new("id", DataType::Int64, false),

@@ -4,24 +4,28 @@
 //! tables with it. Promise: [`Catalog::load_all`] is one consistent set, and
 //! [`Catalog::commit`] never builds on anything but the base it was given.
 
+mod config;
+mod connections;
 mod error;
 mod heads;
 mod outcome;
+mod postgres;
+mod sqlite;
 mod swap;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use config::Kind;
+pub use config::{CatalogConfig, InvalidSetting};
 pub use error::CatalogError;
-use heads::SqliteHeads;
 pub use heads::{Heads, Swap};
 use iceberg::io::{FileIO, FileIOBuilder, LocalFsStorageFactory};
 use iceberg::spec::{TableMetadata, TableMetadataBuilder};
 use iceberg::table::Table;
 use iceberg::{MetadataLocation, Runtime, TableCreation};
 use parking_lot::Mutex;
-use serde::Deserialize;
 use tracing::{debug, info};
 
 use crate::commit::CommitError;
@@ -40,27 +44,6 @@ const TABLE_CACHE_BYTES: u64 = 8 << 20;
 
 /// Tells the wall-clock time in microseconds since the Unix epoch.
 pub type Now = Arc<dyn Fn() -> i64 + Send + Sync>;
-
-/// Where the catalog and the tables are.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct CatalogConfig {
-    /// The catalog database: `sqlite://` and a path, absolute or relative to the current directory.
-    /// It is made when it is missing. Default `sqlite://headwater-data/catalog.db`.
-    pub uri: String,
-    /// The directory of table data and metadata; made when it is missing. Tables remember absolute
-    /// paths, so moving it later means rewriting them. Default `headwater-data/warehouse`.
-    pub warehouse: PathBuf,
-}
-
-impl Default for CatalogConfig {
-    fn default() -> Self {
-        Self {
-            uri: "sqlite://headwater-data/catalog.db".to_owned(),
-            warehouse: "headwater-data/warehouse".into(),
-        }
-    }
-}
 
 /// What a catalog is made of.
 pub struct Parts {
@@ -107,19 +90,20 @@ impl Catalog {
 
     /// Opens the catalog with a clock, which stamps snapshots.
     pub async fn open_with_clock(config: &CatalogConfig, now: Now) -> Result<Self, CatalogError> {
+        config.validate()?;
         let warehouse = make_directory(&config.warehouse)?;
         let text = warehouse.to_str().ok_or_else(|| CatalogError::Path {
             path: warehouse.clone(),
             source: std::io::Error::other("the path is not UTF-8, which table locations must be"),
         })?;
-        let database = config
-            .uri
-            .strip_prefix("sqlite://")
-            .filter(|path| !path.is_empty())
-            .ok_or_else(|| CatalogError::Uri(config.uri.clone()))?;
-        let heads = SqliteHeads::open(Path::new(database), CATALOG_NAME).await?;
+        let heads: Arc<dyn Heads> = match config.kind()? {
+            Kind::Sqlite(path) => {
+                Arc::new(sqlite::open(config, Path::new(path), CATALOG_NAME).await?)
+            }
+            Kind::Postgres => Arc::new(postgres::open(config, CATALOG_NAME).await?),
+        };
         Ok(Self::assemble(Parts {
-            heads: Arc::new(heads),
+            heads,
             warehouse: format!("file://{text}"),
             file_io: FileIOBuilder::new(Arc::new(LocalFsStorageFactory)).build(),
             now,

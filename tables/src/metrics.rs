@@ -14,6 +14,11 @@ pub const COMMITS: &str = "tables_commits_total";
 pub const COMMITS_RESOLVED: &str = "tables_commits_resolved_by_reading_total";
 /// Snapshots kept in the metadata of the table after its last commit. Label `table`.
 pub const SNAPSHOTS: &str = "tables_snapshots";
+/// Open connections to the catalog's database; their bound is `catalog.connections_max`.
+pub const CATALOG_CONNECTIONS: &str = "tables_catalog_connections_open";
+/// Questions to the catalog that got no answer within `catalog.connect_timeout_ms` or
+/// `catalog.timeout_ms`.
+pub const CATALOG_UNANSWERED: &str = "tables_catalog_unanswered_total";
 /// Data files written, committed or not. Label `table`.
 pub const FILES_WRITTEN: &str = "tables_files_written_total";
 /// Bytes of data files written, committed or not. Label `table`.
@@ -40,6 +45,14 @@ pub const ALL: &[(&str, &str)] = &[
         "Snapshots in the table metadata after the last commit, by table",
     ),
     (
+        CATALOG_CONNECTIONS,
+        "Open connections to the catalog's database",
+    ),
+    (
+        CATALOG_UNANSWERED,
+        "Questions to the catalog that got no answer in time",
+    ),
+    (
         FILES_WRITTEN,
         "Data files written, committed or not, by table",
     ),
@@ -58,7 +71,7 @@ pub fn describe() {
     for (name, description) in ALL {
         if *name == COMMIT_SECONDS {
             ::metrics::describe_histogram!(*name, ::metrics::Unit::Seconds, *description);
-        } else if *name == SNAPSHOTS {
+        } else if [SNAPSHOTS, CATALOG_CONNECTIONS].contains(name) {
             ::metrics::describe_gauge!(*name, *description);
         } else {
             ::metrics::describe_counter!(*name, *description);
@@ -76,12 +89,37 @@ pub(crate) fn commit_resolved(table: &str) {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+pub(crate) fn catalog_connections(open: usize) {
+    ::metrics::gauge!(CATALOG_CONNECTIONS).set(open as f64);
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
 pub(crate) fn snapshots_kept(table: &str, snapshots: usize) {
     ::metrics::gauge!(SNAPSHOTS, "table" => table.to_owned()).set(snapshots as f64);
+}
+
+pub(crate) fn catalog_unanswered() {
+    ::metrics::counter!(CATALOG_UNANSWERED).increment(1);
 }
 
 pub(crate) fn file_written(table: &str, rows: u64, bytes: u64) {
     ::metrics::counter!(FILES_WRITTEN, "table" => table.to_owned()).increment(1);
     ::metrics::counter!(BYTES_WRITTEN, "table" => table.to_owned()).increment(bytes);
     ::metrics::counter!(ROWS_WRITTEN, "table" => table.to_owned()).increment(rows);
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_metric_is_documented() {
+        let document = include_str!("../../docs/catalogs.md");
+        for (name, _) in super::ALL {
+            let row = document.lines().any(|line| {
+                line.strip_prefix("| `")
+                    .and_then(|line| line.strip_prefix(name))
+                    .is_some_and(|rest| rest.starts_with(['`', '{']))
+            });
+            assert!(row, "docs/catalogs.md does not list `{name}`");
+        }
+    }
 }

@@ -123,6 +123,8 @@ impl Config {
     /// # Errors
     /// Names the first key that cannot be used.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        let catalog = self.catalog.validate();
+        catalog.map_err(|error| invalid(error.key, &error.message))?;
         let uri = &self.source.uri;
         let known = ["postgres://", "postgresql://", "sqlite://"];
         if !known.iter().any(|scheme| uri.starts_with(scheme)) {

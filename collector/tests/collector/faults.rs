@@ -25,8 +25,7 @@ impl CommitHook for KillAt {
     }
 }
 
-async fn replay_after_kill_at(point: CommitPoint) {
-    let world = World::new();
+async fn replay_after_kill_at(world: &World, point: CommitPoint) {
     let hook = Arc::new(KillAt {
         point,
         done: AtomicBool::new(false),
@@ -54,19 +53,16 @@ async fn replay_after_kill_at(point: CommitPoint) {
     collector.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crash_before_the_commits_loses_nothing() {
-    replay_after_kill_at(CommitPoint::Planned).await;
+pub(crate) async fn a_crash_before_the_commits_loses_nothing(world: World) {
+    replay_after_kill_at(&world, CommitPoint::Planned).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crash_between_quarantine_and_events_doubles_nothing() {
-    replay_after_kill_at(CommitPoint::BetweenCommits).await;
+pub(crate) async fn a_crash_between_quarantine_and_events_doubles_nothing(world: World) {
+    replay_after_kill_at(&world, CommitPoint::BetweenCommits).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crash_before_the_acks_doubles_nothing() {
-    replay_after_kill_at(CommitPoint::BeforeAcks).await;
+pub(crate) async fn a_crash_before_the_acks_doubles_nothing(world: World) {
+    replay_after_kill_at(&world, CommitPoint::BeforeAcks).await;
 }
 
 /// Holds its collector at a point until it is let go.
@@ -119,8 +115,7 @@ impl CommitHook for Gate {
 
 /// Two collectors get the same batches of one agent; the first has its base loaded when the second
 /// commits.
-async fn collide_at(point: CommitPoint, second_through: u64) {
-    let world = World::new();
+async fn collide_at(world: &World, point: CommitPoint, second_through: u64) {
     let gate = Gate::at(point);
     let first = world.collector_with(world.config(), gate.clone()).await;
     let second = world.collector().await;
@@ -167,29 +162,23 @@ async fn collide_at(point: CommitPoint, second_through: u64) {
     second.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn two_collectors_with_the_same_batch_store_it_once() {
-    collide_at(CommitPoint::Planned, 30).await;
+pub(crate) async fn two_collectors_with_the_same_batch_store_it_once(world: World) {
+    collide_at(&world, CommitPoint::Planned, 30).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_batch_that_another_collector_has_in_part_is_completed() {
-    collide_at(CommitPoint::Planned, 17).await;
+pub(crate) async fn a_batch_that_another_collector_has_in_part_is_completed(world: World) {
+    collide_at(&world, CommitPoint::Planned, 17).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_batch_that_another_collector_has_and_more_is_dropped() {
-    collide_at(CommitPoint::BetweenCommits, 40).await;
+pub(crate) async fn a_batch_that_another_collector_has_and_more_is_dropped(world: World) {
+    collide_at(&world, CommitPoint::BetweenCommits, 40).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn quarantine_of_a_lost_race_is_not_repeated() {
-    collide_at(CommitPoint::BetweenCommits, 17).await;
+pub(crate) async fn quarantine_of_a_lost_race_is_not_repeated(world: World) {
+    collide_at(&world, CommitPoint::BetweenCommits, 17).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gap_that_another_collector_has_filled_is_none() {
-    let world = World::new();
+pub(crate) async fn a_gap_that_another_collector_has_filled_is_none(world: World) {
     let first = world.collector().await;
     let second = world.collector().await;
     let to_first = world.agent("agent-1", &first).await;
@@ -205,9 +194,7 @@ async fn a_gap_that_another_collector_has_filled_is_none() {
     second.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_agents_on_two_collectors_lose_and_double_nothing() {
-    let world = World::new();
+pub(crate) async fn many_agents_on_two_collectors_lose_and_double_nothing(world: World) {
     let first = world.collector().await;
     let second = world.collector().await;
     let work = (0..6u64).map(|n| {

@@ -9,9 +9,7 @@ use headwater_protocol::{BatchReply, batch};
 use crate::faults::Gate;
 use crate::world::{World, acked, hello, large, read_reply};
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_full_budget_slows_the_agent_and_loses_nothing() {
-    let world = World::new();
+pub(crate) async fn a_full_budget_slows_the_agent_and_loses_nothing(world: World) {
     let mut config = world.config();
     config.quic.stream_window_bytes = 16 * 1024;
     config.limits.batch_bytes_max = 100 * 1024;
@@ -117,9 +115,7 @@ async fn agent_is_held(written: &AtomicUsize, at: usize) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_graceful_stop_commits_and_acks_what_is_staged() {
-    let world = World::new();
+pub(crate) async fn a_graceful_stop_commits_and_acks_what_is_staged(world: World) {
     let mut config = world.config();
     config.commit.interval_ms = 600_000;
     let collector = world.collector_with(config, Arc::new(NoHook)).await;

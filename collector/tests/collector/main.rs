@@ -12,15 +12,15 @@ mod faults;
 mod flow;
 mod hostile;
 mod operation;
+mod postgres;
+mod suite;
 mod world;
 
 use headwater_protocol::{BatchReply, batch};
 use world::{EPOCH, World, acked, good, hello, is_bad, mixed};
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ack_is_sent_only_after_commit() {
+pub(crate) async fn ack_is_sent_only_after_commit(world: World) {
     // EO-2
-    let world = World::new();
     let collector = world.collector().await;
     let agent = world.agent("agent-1", &collector).await;
     assert_eq!(agent.welcome.committed_through, 0);
@@ -42,10 +42,8 @@ async fn ack_is_sent_only_after_commit() {
     collector.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replays_overlaps_and_reconnects_store_every_event_once() {
+pub(crate) async fn replays_overlaps_and_reconnects_store_every_event_once(world: World) {
     // EO-1
-    let world = World::new();
     let collector = world.collector().await;
     let agent = world.agent("agent-1", &collector).await;
     assert_eq!(acked(agent.send(1..=10).await), 10);
@@ -64,9 +62,7 @@ async fn replays_overlaps_and_reconnects_store_every_event_once() {
     collector.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_that_arrive_out_of_order_are_stored_in_order() {
-    let world = World::new();
+pub(crate) async fn streams_that_arrive_out_of_order_are_stored_in_order(world: World) {
     let mut config = world.config();
     config.limits.park_ms = 20_000;
     let collector = world
@@ -87,9 +83,7 @@ async fn streams_that_arrive_out_of_order_are_stored_in_order() {
     collector.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_ack_is_given_again() {
-    let world = World::new();
+pub(crate) async fn a_lost_ack_is_given_again(world: World) {
     let collector = world.collector().await;
     let agent = world.agent("agent-1", &collector).await;
     let records = mixed(1..=20);
@@ -114,9 +108,7 @@ async fn a_lost_ack_is_given_again() {
     collector.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gap_is_answered_with_retry() {
-    let world = World::new();
+pub(crate) async fn a_gap_is_answered_with_retry(world: World) {
     let collector = world.collector().await;
     let agent = world.agent("agent-1", &collector).await;
     let Some(BatchReply::Retry { after_ms, reason }) = agent.send(5..=9).await else {
@@ -145,9 +137,7 @@ async fn an_agent_that_is_not_in_its_certificate_is_refused() {
     collector.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_agent_whose_history_is_not_in_the_table_learns_the_watermark() {
-    let world = World::new();
+pub(crate) async fn an_agent_whose_history_is_not_in_the_table_learns_the_watermark(world: World) {
     let collector = world.collector().await;
     let mut forgetful = hello("agent-1", EPOCH);
     forgetful.lowest_unacknowledged = 100;
@@ -200,10 +190,8 @@ async fn garbage_is_refused_and_others_go_on() {
     collector.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_sequence_is_an_event_or_in_quarantine() {
+pub(crate) async fn every_sequence_is_an_event_or_in_quarantine(world: World) {
     // C-1
-    let world = World::new();
     let collector = world.collector().await;
     let agent = world.agent("agent-1", &collector).await;
     assert_eq!(acked(agent.send_records(1, &mixed(1..=100)).await), 100);
@@ -224,10 +212,8 @@ async fn every_sequence_is_an_event_or_in_quarantine() {
     collector.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_of_nothing_but_quarantine_moves_the_watermark() {
+pub(crate) async fn a_batch_of_nothing_but_quarantine_moves_the_watermark(world: World) {
     // EO-4
-    let world = World::new();
     let collector = world.collector().await;
     let agent = world.agent("agent-1", &collector).await;
     let records: Vec<_> = (1..=5).map(world::bad).collect();
@@ -238,9 +224,7 @@ async fn a_batch_of_nothing_but_quarantine_moves_the_watermark() {
     collector.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_epoch_has_its_own_watermark() {
-    let world = World::new();
+pub(crate) async fn each_epoch_has_its_own_watermark(world: World) {
     let collector = world.collector().await;
     let newer = world.agent("agent-1", &collector).await;
     assert_eq!(acked(newer.send(1..=5).await), 5);

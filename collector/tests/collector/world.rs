@@ -32,17 +32,21 @@ use sqlx::Connection as _;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
+use crate::postgres;
+
 pub(crate) const NOW: i64 = 1_790_000_000_000_000;
 pub(crate) const EPOCH: u64 = 1_790_000_000_000;
 
 pub(crate) struct World {
     dir: TempDir,
+    pub(crate) catalog: CatalogConfig,
     issuer: Issuer<'static, KeyPair>,
     /// Of the newest certificate of each name.
     serials: Mutex<BTreeMap<String, u64>>,
 }
 
 impl World {
+    /// A catalog in a SQLite file.
     pub(crate) fn new() -> Self {
         let dir = TempDir::new().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -51,11 +55,19 @@ impl World {
         let ca = params.self_signed(&key).unwrap();
         std::fs::write(dir.path().join("ca.pem"), ca.pem()).unwrap();
         let world = Self {
+            catalog: CatalogConfig::local(dir.path()),
             dir,
             issuer: Issuer::new(params, key),
             serials: Mutex::default(),
         };
         world.certificate("collector");
+        world
+    }
+
+    /// A catalog in a schema of its own of the tests' PostgreSQL.
+    pub(crate) async fn on_postgres() -> Self {
+        let mut world = Self::new();
+        world.catalog.uri = postgres::schema().await;
         world
     }
 
@@ -115,8 +127,9 @@ impl World {
 
     /// Renames a table of the catalog's database: one way to lose a catalog.
     pub(crate) async fn rename_table(&self, from: &str, to: &str) {
-        let uri = self.catalog_config().uri;
-        let mut database = sqlx::SqliteConnection::connect(&uri).await.unwrap();
+        let mut database = sqlx::SqliteConnection::connect(&self.catalog.uri)
+            .await
+            .unwrap();
         let statement = format!("ALTER TABLE {from} RENAME TO {to}");
         sqlx::query(&statement)
             .execute(&mut database)
@@ -129,31 +142,21 @@ impl World {
         self.dir.path().join(name)
     }
 
-    fn catalog_config(&self) -> CatalogConfig {
-        CatalogConfig {
-            uri: format!("sqlite://{}", self.path("catalog.db").display()),
-            warehouse: self.path("warehouse"),
-        }
-    }
-
     /// Settings with short times and free ports.
     pub(crate) fn config(&self) -> Config {
         let path = |path: &Path| format!("{:?}", path.display().to_string());
         let tls = self.files("collector");
-        let catalog = self.catalog_config();
         let text = format!(
             "[quic]\nlisten = '127.0.0.1:0'\n[admin]\nlisten = '127.0.0.1:0'\n\
              [tls]\ncertificate = {}\nkey = {}\nca = {}\n\
-             [catalog]\nuri = {:?}\nwarehouse = {}\n\
              [commit]\ninterval_ms = 20\nretry_min_ms = 5\nretry_max_ms = 50\n\
              [limits]\npark_ms = 50\nretry_after_ms = 1\n",
             path(&tls.certificate),
             path(&tls.key),
             path(&tls.ca),
-            catalog.uri,
-            path(&catalog.warehouse),
         );
-        let config: Config = toml::from_str(&text).unwrap();
+        let mut config: Config = toml::from_str(&text).unwrap();
+        config.catalog = self.catalog.clone();
         config.validate().unwrap();
         config
     }
@@ -219,7 +222,7 @@ impl World {
     }
 
     async fn table(&self, name: &TableName) -> Table {
-        let catalog = Catalog::open(&self.catalog_config()).await.unwrap();
+        let catalog = Catalog::open(&self.catalog).await.unwrap();
         catalog.load(name).await.unwrap()
     }
 

@@ -78,10 +78,7 @@ impl Layout {
 
     /// Returns the catalog's settings.
     pub fn catalog(&self) -> CatalogConfig {
-        CatalogConfig {
-            uri: sqlite_uri(&self.root.join("catalog.db")),
-            warehouse: self.root.join("warehouse"),
-        }
+        CatalogConfig::local(&self.root)
     }
 
     /// Returns the settings of the nightly batch.

@@ -61,10 +61,7 @@ impl Server {
                 certificate: path("server.pem"),
                 key: path("server.key"),
             }),
-            catalog: CatalogConfig {
-                uri: format!("sqlite://{}", path("catalog.db").display()),
-                warehouse: path("warehouse"),
-            },
+            catalog: CatalogConfig::local(directory.path()),
             users: vec![user("demo", "demo"), user("other", "s3cret:with:colons")],
             ..Config::default()
         };

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use super::config::InvalidSetting;
 use crate::commit::CommitError;
 use crate::durable::SyncError;
 use crate::name::TableName;
@@ -13,11 +14,30 @@ use crate::schema::SchemaError;
 /// Why the catalog could not answer. Nothing was changed unless the variant says otherwise.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
-    /// The configuration names a kind of catalog that is not there. Change `catalog.uri`.
+    /// A setting cannot be used. Change it.
+    #[error(transparent)]
+    Setting(#[from] InvalidSetting),
+    /// The catalog's server cannot be reached at start. Check the address, the server, the password.
     #[error(
-        "catalog.uri `{0}` is not supported: write `sqlite://PATH`, such as `sqlite://headwater-data/catalog.db`"
+        "cannot open the catalog at `{place}`: {source}; check catalog.uri, the server and the password"
     )]
-    Uri(String),
+    Unreachable {
+        /// Host, port and database.
+        place: String,
+        /// What went wrong.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The catalog gave no answer in time. Retry; then check the server and the network.
+    #[error(
+        "the catalog gave no answer within {waited_ms} ms when it was asked to {action}: check the server and the network"
+    )]
+    Unanswered {
+        /// What was asked.
+        action: &'static str,
+        /// How long it was waited for.
+        waited_ms: u128,
+    },
     /// A file or directory cannot be used. Check its path and permissions.
     #[error("cannot use `{}`: {source}", path.display())]
     Path {
@@ -30,7 +50,8 @@ pub enum CatalogError {
     /// The catalog file holds something else. Point `catalog.uri` at another file, or restore it.
     #[error("`{}` is not a SQLite database: point catalog.uri at the catalog file or restore it from a backup", .0.display())]
     NotADatabase(PathBuf),
-    /// The catalog database refused or failed. Retry; then check the file and the disk.
+    /// The catalog database refused or failed. Retry; then check the database and its
+    /// disk.
     #[error("the catalog database failed while it was asked to {action}: {source}")]
     Database {
         /// What was asked.

@@ -253,14 +253,14 @@ mod tests {
     use iceberg::io::{FileIOBuilder, LocalFsStorageFactory};
 
     use super::*;
-    use crate::catalog::heads::SqliteHeads;
-    use crate::catalog::{CATALOG_NAME, Parts};
+    use crate::catalog::heads::SqlHeads;
+    use crate::catalog::{CATALOG_NAME, CatalogConfig, Parts, sqlite};
     use crate::schema::{Partition, TableSpec};
 
     /// A table with one commit, and the base of that commit.
     struct Small {
         catalog: Catalog,
-        heads: Arc<SqliteHeads>,
+        heads: Arc<SqlHeads<sqlx::Sqlite>>,
         name: TableName,
         base: Table,
         first: Table,
@@ -271,7 +271,10 @@ mod tests {
         async fn new() -> Self {
             let directory = tempfile::tempdir().unwrap();
             let database = directory.path().join("catalog.db");
-            let heads = SqliteHeads::open(&database, CATALOG_NAME).await.unwrap();
+            let config = CatalogConfig::default();
+            let heads = sqlite::open(&config, &database, CATALOG_NAME)
+                .await
+                .unwrap();
             let heads = Arc::new(heads);
             let catalog = Catalog::assemble(Parts {
                 heads: heads.clone(),
@@ -326,7 +329,7 @@ mod tests {
         assert!(matches!(lost, Err(CommitError::Conflict { .. })));
         let unmoved = small.read_back_on(&head, NEVER, "id").await;
         assert!(matches!(unmoved, Err(CommitError::Failed { .. })));
-        small.heads.close().await;
+        small.heads.close();
         let unread = small.read_back(&first, "id").await;
         assert!(matches!(unread, Err(CommitError::Unknown { .. })));
     }

@@ -12,11 +12,9 @@ use crate::interactions::{FIRST_DAY_MICROS, HOUR_MICROS};
 use crate::plans::{reads, value};
 
 async fn open(directory: &tempfile::TempDir) -> Catalog {
-    let config = CatalogConfig {
-        uri: format!("sqlite://{}/catalog.db", directory.path().display()),
-        warehouse: directory.path().join("warehouse"),
-    };
-    Catalog::open(&config).await.unwrap()
+    Catalog::open(&CatalogConfig::local(directory.path()))
+        .await
+        .unwrap()
 }
 
 fn visits() -> (TableName, Schema) {

@@ -1,14 +1,12 @@
 //! Commits: pinned to their base, atomic, read back, exact in their totals.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
 
-use headwater_tables::{Catalog, Change, CommitError, Operation, Table, write};
+use headwater_tables::{Change, CommitError, Operation, Table, write};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, SqliteConnection};
-use tokio::sync::Barrier;
 
-use crate::lake::{DAY, Lake, TODAY, assert_totals, files, ids, name, summary};
+use crate::lake::{Lake, TODAY, assert_totals, commit_together, files, ids, name, summary};
 
 #[tokio::test]
 async fn a_commit_on_a_stale_base_conflicts_and_changes_nothing() {
@@ -248,53 +246,7 @@ async fn changes_that_contradict_the_base_are_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_committers_lose_nothing_and_double_nothing() {
-    const COMMITTERS: i64 = 4;
-    const COMMITS: i64 = 5;
-    let lake = Lake::new().await;
-    lake.table().await;
-    let mut tasks = tokio::task::JoinSet::new();
-    // All start from one base, so that all but one must conflict at first.
-    let start = Arc::new(Barrier::new(usize::try_from(COMMITTERS).unwrap()));
-    for committer in 0..COMMITTERS {
-        let catalog = lake.another_process().await;
-        let start = start.clone();
-        tasks.spawn(async move {
-            let mut base = catalog.load(&name()).await.unwrap();
-            start.wait().await;
-            let mut conflicts = 0;
-            for commit in 0..COMMITS {
-                let id = committer * 100 + commit;
-                conflicts += commit_until_done(&catalog, &mut base, id).await;
-            }
-            conflicts
-        });
-    }
-    let conflicts: i64 = tasks.join_all().await.into_iter().sum();
-    let head = lake.head().await;
-    let expected: Vec<i64> = (0..COMMITTERS)
-        .flat_map(|committer| (0..COMMITS).map(move |commit| committer * 100 + commit))
-        .collect();
-    assert_eq!(ids(&head).await, expected);
-    assert_totals(&head).await;
-    assert_eq!(head.metadata().snapshots().len(), expected.len());
-    assert!(conflicts >= COMMITTERS - 1, "{conflicts} conflicts");
-}
-
-/// Commits one row, again after each conflict; returns the number of conflicts.
-async fn commit_until_done(catalog: &Catalog, base: &mut Table, id: i64) -> i64 {
-    let mut conflicts = 0;
-    let change = Change::append(files(base, &[(id, TODAY - DAY)]).await);
-    loop {
-        match catalog.commit(base, change.clone()).await {
-            Ok(head) => {
-                *base = head;
-                return conflicts;
-            }
-            Err(CommitError::Conflict { .. }) => conflicts += 1,
-            Err(error) => panic!("{error}"),
-        }
-        *base = catalog.load(&name()).await.unwrap();
-    }
+    commit_together(&Lake::new().await).await;
 }
 
 #[tokio::test]

@@ -9,9 +9,13 @@ use arrow::array::{
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use futures::TryStreamExt;
 use headwater_tables::{
-    Catalog, CatalogConfig, Change, DataFile, Partition, Table, TableName, TableSpec, write,
+    Catalog, CatalogConfig, Change, CommitError, DataFile, Partition, Table, TableName, TableSpec,
+    write,
 };
 use tempfile::TempDir;
+use tokio::sync::Barrier;
+
+use crate::postgres;
 
 /// 2026-11-20T00:00:00Z in microseconds.
 pub(crate) const TODAY: i64 = 1_795_132_800_000_000;
@@ -26,10 +30,19 @@ pub(crate) struct Lake {
 impl Lake {
     pub(crate) async fn new() -> Self {
         let directory = TempDir::new().unwrap();
-        let config = CatalogConfig {
-            uri: format!("sqlite://{}/catalog.db", directory.path().display()),
-            warehouse: directory.path().join("warehouse"),
-        };
+        let config = CatalogConfig::local(directory.path());
+        Self::at(directory, config).await
+    }
+
+    /// The same with its catalog in the tests' PostgreSQL.
+    pub(crate) async fn on_postgres() -> Self {
+        let directory = TempDir::new().unwrap();
+        let mut config = CatalogConfig::local(directory.path());
+        config.uri = postgres::database().await;
+        Self::at(directory, config).await
+    }
+
+    async fn at(directory: TempDir, config: CatalogConfig) -> Self {
         let catalog = open(&config).await;
         Self {
             catalog,
@@ -152,5 +165,55 @@ pub(crate) async fn assert_totals(table: &Table) {
         let path = file.file_path().strip_prefix("file://").unwrap();
         let on_disk = std::fs::metadata(path).unwrap().len();
         assert_eq!(on_disk, file.file_size_in_bytes());
+    }
+}
+
+/// Lets several processes commit from one base and checks that each row is there once.
+pub(crate) async fn commit_together(lake: &Lake) {
+    const COMMITTERS: i64 = 4;
+    const COMMITS: i64 = 5;
+    lake.table().await;
+    let mut tasks = tokio::task::JoinSet::new();
+    // All start from one base, so that all but one must conflict at first.
+    let start = Arc::new(Barrier::new(usize::try_from(COMMITTERS).unwrap()));
+    for committer in 0..COMMITTERS {
+        let catalog = lake.another_process().await;
+        let start = start.clone();
+        tasks.spawn(async move {
+            let mut base = catalog.load(&name()).await.unwrap();
+            start.wait().await;
+            let mut conflicts = 0;
+            for commit in 0..COMMITS {
+                let id = committer * 100 + commit;
+                conflicts += commit_until_done(&catalog, &mut base, id).await;
+            }
+            conflicts
+        });
+    }
+    let conflicts: i64 = tasks.join_all().await.into_iter().sum();
+    let head = lake.head().await;
+    let expected: Vec<i64> = (0..COMMITTERS)
+        .flat_map(|committer| (0..COMMITS).map(move |commit| committer * 100 + commit))
+        .collect();
+    assert_eq!(ids(&head).await, expected);
+    assert_totals(&head).await;
+    assert_eq!(head.metadata().snapshots().len(), expected.len());
+    assert!(conflicts >= COMMITTERS - 1, "{conflicts} conflicts");
+}
+
+/// Commits one row, again after each conflict; returns the number of conflicts.
+async fn commit_until_done(catalog: &Catalog, base: &mut Table, id: i64) -> i64 {
+    let mut conflicts = 0;
+    let change = Change::append(files(base, &[(id, TODAY - DAY)]).await);
+    loop {
+        match catalog.commit(base, change.clone()).await {
+            Ok(head) => {
+                *base = head;
+                return conflicts;
+            }
+            Err(CommitError::Conflict { .. }) => conflicts += 1,
+            Err(error) => panic!("{error}"),
+        }
+        *base = catalog.load(&name()).await.unwrap();
     }
 }

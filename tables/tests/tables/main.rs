@@ -11,6 +11,7 @@ mod files;
 mod growth;
 mod lake;
 mod opening;
+mod postgres;
 mod pyiceberg;
 mod schemas;
 mod times;

@@ -64,6 +64,7 @@ async fn what_is_wrong_is_said_in_one_line() {
         let config = CatalogConfig {
             uri: uri.clone(),
             warehouse: path(warehouse),
+            ..CatalogConfig::default()
         };
         let error = Catalog::open(&config).await.unwrap_err().to_string();
         assert!(error.contains(reason), "{uri}: {error}");

@@ -1,4 +1,4 @@
-//! A reader and writer that is not ours: PyIceberg on the same catalog file.
+//! A reader and writer that is not ours: PyIceberg on the same catalog.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -24,7 +24,7 @@ pub(crate) fn python_in(zone: &str, lake: &Lake, command: &str, table: &TableNam
     let output = Command::new(python)
         .arg(script)
         .args([command, &table.to_string()])
-        .arg(lake.database())
+        .arg(sqlalchemy(&lake.config.uri))
         .arg(&lake.config.warehouse)
         .env("TZ", zone)
         .output()
@@ -34,9 +34,26 @@ pub(crate) fn python_in(zone: &str, lake: &Lake, command: &str, table: &TableNam
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// Returns the address of a catalog as PyIceberg writes it.
+fn sqlalchemy(uri: &str) -> String {
+    match uri.split_once("://") {
+        Some(("sqlite", path)) => format!("sqlite:///{path}"),
+        Some((_, place)) => format!("postgresql+psycopg://{place}"),
+        None => panic!("{uri}"),
+    }
+}
+
 #[tokio::test]
-async fn pyiceberg_reads_what_we_commit() {
-    let lake = Lake::new().await;
+async fn pyiceberg_reads_what_we_commit_to_sqlite() {
+    pyiceberg_reads_what_we_commit(Lake::new().await).await;
+}
+
+#[tokio::test]
+async fn pyiceberg_reads_what_we_commit_to_postgres() {
+    pyiceberg_reads_what_we_commit(Lake::on_postgres().await).await;
+}
+
+async fn pyiceberg_reads_what_we_commit(lake: Lake) {
     let mut head = lake.table().await;
     head = lake.append(&head, &[(1, TODAY), (2, TODAY - DAY)]).await;
     head = lake.append(&head, &[(3, TODAY)]).await;
@@ -95,8 +112,16 @@ async fn pyiceberg_reads_what_we_commit() {
 }
 
 #[tokio::test]
-async fn we_read_what_pyiceberg_commits_and_go_on_from_there() {
-    let lake = Lake::new().await;
+async fn we_read_what_pyiceberg_commits_to_sqlite_and_go_on_from_there() {
+    we_read_what_pyiceberg_commits_and_go_on_from_there(Lake::new().await).await;
+}
+
+#[tokio::test]
+async fn we_read_what_pyiceberg_commits_to_postgres_and_go_on_from_there() {
+    we_read_what_pyiceberg_commits_and_go_on_from_there(Lake::on_postgres().await).await;
+}
+
+async fn we_read_what_pyiceberg_commits_and_go_on_from_there(lake: Lake) {
     let plain: TableName = "raw.plain".parse().unwrap();
     let spec = TableSpec::from_arrow(plain.clone(), &schema(), Partition::None).unwrap();
     let table = lake.catalog.ensure(&spec).await.unwrap();

@@ -1,6 +1,6 @@
-"""Reads or changes a table through PyIceberg's SqlCatalog, on the catalog file of the test.
+"""Reads or changes a table through PyIceberg's SqlCatalog, on the catalog of the test.
 
-Usage: pyiceberg_peer.py read|write|times TABLE CATALOG_DB WAREHOUSE. Prints one JSON object.
+Usage: pyiceberg_peer.py read|write|times TABLE CATALOG_URI WAREHOUSE. Prints one JSON object.
 """
 
 import datetime
@@ -57,8 +57,8 @@ def times(table) -> dict:
 
 
 def main() -> None:
-    command, name, database, warehouse = sys.argv[1:]
-    catalog = SqlCatalog("headwater", uri=f"sqlite:///{database}", warehouse=f"file://{warehouse}")
+    command, name, uri, warehouse = sys.argv[1:]
+    catalog = SqlCatalog("headwater", uri=uri, warehouse=f"file://{warehouse}")
     table = catalog.load_table(name)
     print(json.dumps({"read": read, "write": write, "times": times}[command](table)))
 

@@ -140,10 +140,7 @@ impl World {
         };
         let at = |name: &str| directory.path().join(name);
         let mut config = Config {
-            catalog: CatalogConfig {
-                uri: format!("sqlite://{}", at("catalog.db").display()),
-                warehouse: at("warehouse"),
-            },
+            catalog: CatalogConfig::local(directory.path()),
             ..Config::default()
         };
         config.source.uri = format!("sqlite://{}", at("operational.db").display());
