@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use headwater_collector::commit::files::sort_events;
+use headwater_collector::plan::Plan;
 use headwater_collector::staging::{BatchOrigin, stage};
 use headwater_protocol::{BatchHeader, Codec, Record, SourceKind, batch};
 use headwater_tables::write::write_batches;
@@ -66,6 +67,7 @@ async fn main() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let catalog = Catalog::open(&CatalogConfig::local(directory.path())).await?;
     let mut table = catalog.ensure(&schema::raw_events()).await?;
+    let plan = Plan::builtin();
     let mut spent = [Duration::ZERO; 4];
     let mut bytes = 0;
     let mut events = 0;
@@ -83,7 +85,7 @@ async fn main() -> anyhow::Result<()> {
         let mut rows = Vec::new();
         for (header, body) in &wire {
             let origin = BatchOrigin::new("bench".parse()?, 1, header, 0);
-            rows.push(stage(&origin, header, body)?.events);
+            rows.push(stage(&origin, header, body, &plan)?.events);
         }
         spent[0] += start.elapsed();
         let start = Instant::now();

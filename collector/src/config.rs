@@ -33,6 +33,9 @@ pub struct Config {
     /// When and how to commit.
     #[serde(default)]
     pub commit: CommitConfig,
+    /// The tracking plan that events are judged by.
+    #[serde(default)]
+    pub plan: PlanConfig,
     /// Bounds on what agents may send.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -186,6 +189,23 @@ impl Default for CommitConfig {
             look_interval_ms: 10_000,
             staged_age_max_ms: 60_000,
         }
+    }
+}
+
+/// The `[plan]` section.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PlanConfig {
+    /// Directory of the plan's JSON files. Default empty: the plan that is compiled in, which is
+    /// `deploy/plan/` of the sources. SIGHUP reads the files again.
+    pub directory: PathBuf,
+}
+
+impl PlanConfig {
+    /// Returns the directory, `None` for the plan that is compiled in.
+    pub fn directory(&self) -> Option<PathBuf> {
+        let directory = &self.directory;
+        (!directory.as_os_str().is_empty()).then(|| directory.clone())
     }
 }
 

@@ -18,6 +18,7 @@ use crate::commit::{CommitHook, Committer, StagedBatch};
 use crate::config::Config;
 use crate::intake::{self, Intake};
 use crate::ledger::Ledger;
+use crate::plan::live::LivePlan;
 use crate::readiness::Readiness;
 use crate::room::Room;
 use crate::series::{self, Companies};
@@ -36,6 +37,7 @@ pub(crate) struct Shared {
     /// For staged bytes.
     pub(crate) room: Room,
     pub(crate) cores: Semaphore,
+    pub(crate) plan: LivePlan,
     pub(crate) queue: mpsc::Sender<StagedBatch>,
     /// Streams between their header and the queue.
     pub(crate) admitting: TaskTracker,
@@ -61,6 +63,8 @@ pub struct EngineParts {
     pub chance: SharedChance,
     /// Faults around commits.
     pub hook: Arc<dyn CommitHook>,
+    /// What events are judged by.
+    pub plan: LivePlan,
 }
 
 /// A collector without sockets; clones are the same one.
@@ -89,6 +93,7 @@ impl EngineParts {
             clock,
             chance,
             hook,
+            plan,
         } = self;
         let (queue, staged) = mpsc::channel(QUEUE_BATCHES);
         let readiness = Arc::new(Readiness::new(&config.commit));
@@ -99,6 +104,7 @@ impl EngineParts {
             sessions: Sessions::default(),
             room: Room::new(&config.limits),
             cores: intake::cores(),
+            plan,
             queue,
             admitting: TaskTracker::new(),
             streams: TaskTracker::new(),
@@ -124,6 +130,7 @@ impl EngineParts {
             chance,
             hook,
             staged,
+            held: None,
             drain: drain.clone(),
             abandon: shared.abandoned.clone(),
         };

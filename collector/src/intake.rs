@@ -19,6 +19,7 @@ use crate::commit::{self, StagedBatch};
 use crate::engine::Shared;
 use crate::ledger::{Admitted, Committed, Entry, Key, Outcome, Turn};
 use crate::metrics as names;
+use crate::plan::Plan;
 use crate::refusal::Refusal;
 use crate::room::{Early, Memory, Share};
 use crate::staging::{self, BatchOrigin, Rows, StageError};
@@ -67,6 +68,8 @@ enum Admission {
 /// A batch that is read and turned into rows.
 struct Prepared {
     rows: Rows,
+    /// What they were judged by.
+    plan: Arc<Plan>,
     memory: Memory,
 }
 
@@ -251,8 +254,9 @@ impl Intake {
     ) -> Result<Prepared, BatchReply> {
         let body = self.body(source, header).await?;
         metrics::counter!(names::RECEIVED_BYTES).increment(body.len() as u64);
-        let rows = self.rows(header, body).await?;
-        Ok(Prepared { rows, memory })
+        let plan = self.shared.plan.now();
+        let rows = self.rows(header, body, Arc::clone(&plan)).await?;
+        Ok(Prepared { rows, plan, memory })
     }
 
     /// Puts the batch whose turn it is into the committer's queue.
@@ -272,6 +276,7 @@ impl Intake {
             key,
             span,
             rows: prepared.rows,
+            plan: prepared.plan,
             staged_at: Instant::now(),
             memory: prepared.memory,
         };
@@ -325,7 +330,12 @@ impl Intake {
     }
 
     /// Turns the body into rows on a blocking thread, at most one per core.
-    async fn rows(&self, header: &BatchHeader, body: Vec<u8>) -> Result<Rows, BatchReply> {
+    async fn rows(
+        &self,
+        header: &BatchHeader,
+        body: Vec<u8>,
+        plan: Arc<Plan>,
+    ) -> Result<Rows, BatchReply> {
         let started = Instant::now();
         let core = self.shared.cores.acquire().await;
         let origin = BatchOrigin::new(
@@ -335,7 +345,7 @@ impl Intake {
             self.shared.clock.now(),
         );
         let header = header.clone();
-        let staged = blocking(move || staging::stage(&origin, &header, &body)).await;
+        let staged = blocking(move || staging::stage(&origin, &header, &body, &plan)).await;
         drop(core);
         metrics::histogram!(names::STAGE_SECONDS).record(started.elapsed().as_secs_f64());
         match staged {

@@ -12,6 +12,7 @@
 //!  admission   new, duplicate, overlap or gap (pure)
 //!  room        for staged bytes, and each agent's share of it
 //!  ledger      how far each agent has come; early batches wait here for their turn
+//! plan       the tracking plan: what events are judged by
 //! staging    records → events → Arrow rows of raw.events and raw.quarantine
 //! commit     everything staged → one snapshot with rows and watermarks → read back → acks
 //! ```
@@ -28,6 +29,7 @@ pub mod engine;
 pub mod intake;
 mod ledger;
 pub mod metrics;
+pub mod plan;
 mod readiness;
 mod refusal;
 mod room;
@@ -58,6 +60,8 @@ use certificates::Certificates;
 use commit::{CommitHook, Committer, Killed, NoHook};
 pub use config::Config;
 use engine::{Engine, EngineParts};
+use plan::PlanError;
+use plan::live::LivePlan;
 
 /// Longest wait for peers to learn of the close.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
@@ -77,6 +81,9 @@ pub enum StartError {
         #[source]
         source: CatalogError,
     },
+    /// The tracking plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
     /// An address is taken or not allowed.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -117,10 +124,16 @@ pub struct Running {
     pub admin_address: SocketAddr,
     /// Told when the certificate files should be looked at now, as at SIGHUP.
     pub reload: Arc<Notify>,
+    plan: LivePlan,
     supervisor: JoinHandle<Result<(), RunError>>,
 }
 
 impl Running {
+    /// Returns the plan in force, which can be read again while the collector runs.
+    pub fn plan(&self) -> LivePlan {
+        self.plan.clone()
+    }
+
     /// Waits until the stop token was cancelled and everything ended within its bound.
     ///
     /// # Errors
@@ -162,6 +175,7 @@ pub async fn start_with(
     certificates::show_all();
     headwater_tables::metrics::describe();
     let certificates = Certificates::read(&config, clock.clone())?;
+    let plan = LivePlan::open(config.plan.directory())?;
     let catalog = open_catalog(&config).await?;
     let admin_listener = admin::listen(config.admin.listen, "the admin endpoint").await?;
     let tls = quinn::ServerConfig::clone(&certificates.current().server);
@@ -175,6 +189,7 @@ pub async fn start_with(
         clock,
         chance: SystemChance::shared(),
         hook,
+        plan: plan.clone(),
     };
     let (engine, committer) = parts.assemble(&stop);
     tracing::info!(%address, %admin_address, "collector started");
@@ -190,6 +205,7 @@ pub async fn start_with(
         address,
         admin_address,
         reload,
+        plan,
         supervisor,
     })
 }

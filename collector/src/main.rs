@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
+use headwater_collector::plan::Plan;
 use headwater_collector::{Config, start};
 use headwater_service::cli::{self, CommonArgs};
 use headwater_service::clock::SystemClock;
@@ -23,7 +24,8 @@ Examples:
   headwater-collector --config collector.toml --check-config
   HEADWATER__COMMIT__INTERVAL_MS=1000 headwater-collector --config collector.toml
 
-SIGHUP: looks at the certificate files at once; they are looked at every tls.reload_interval_ms as well.
+SIGHUP reads the tracking plan again and looks at the certificate files, which are looked at every
+tls.reload_interval_ms as well; files that cannot be used change nothing.
 
 Exit codes: 0 stopped by a signal, 1 failed while running, 2 arguments or configuration cannot be used."
 )]
@@ -41,6 +43,9 @@ fn main() -> ExitCode {
     if let Err(error) = config.validate() {
         return cli::fail(cli::EXIT_CONFIG, &error);
     }
+    if let Err(error) = Plan::load(config.plan.directory().as_deref()) {
+        return cli::fail(cli::EXIT_CONFIG, &error);
+    }
     if arguments.common.check_config {
         println!("configuration is valid");
         return ExitCode::from(cli::EXIT_OK);
@@ -55,12 +60,18 @@ fn main() -> ExitCode {
 #[tokio::main]
 async fn run(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let stop = shutdown::on_signal()?;
+    // From now on a SIGHUP is never what ends the process; one that comes during the start waits.
     let mut hangup = signal(SignalKind::hangup())?;
     let running = start(config, SystemClock::shared(), stop).await?;
-    let reload = Arc::clone(&running.reload);
+    let (certificates, plan) = (Arc::clone(&running.reload), running.plan());
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            reload.notify_one();
+            certificates.notify_one();
+            let plan = plan.clone();
+            // Files are read; what came of it is logged and counted.
+            tokio::task::spawn_blocking(move || plan.reload())
+                .await
+                .ok();
         }
     });
     running.finished().await?;

@@ -32,6 +32,15 @@ pub const EVENTS_COMMITTED: &str = "collector_events_committed_total";
 pub const EVENTS_QUARANTINED: &str = "collector_events_quarantined_total";
 /// Events that came again and were left out.
 pub const EVENTS_DUPLICATE: &str = "collector_events_duplicate_total";
+/// Events whose name no file of the tracking plan has, counted when they are staged.
+pub const EVENTS_UNPLANNED: &str = "collector_events_unplanned_total";
+/// Breaks of the tracking plan by `event` (its canonical name) and `keyword`, counted when the event is
+/// staged.
+pub const PLAN_VIOLATIONS: &str = "collector_plan_violations_total";
+/// Reloads of the tracking plan by `result`: `applied`, `unchanged`, `invalid`.
+pub const PLAN_RELOADS: &str = "collector_plan_reloads_total";
+/// Events in the tracking plan that is in force.
+pub const PLAN_EVENTS: &str = "collector_plan_events";
 /// Uncompressed bytes that are staged and not committed.
 pub const STAGED_BYTES: &str = "collector_staged_bytes";
 /// Batches whose body is not read for want of room, by `for`: `agent` (its own share is full), `all`.
@@ -158,6 +167,30 @@ pub const ALL: &[(&str, Kind, Unit, &str)] = &[
         Kind::Counter,
         Unit::Count,
         "Events that came again and were left out",
+    ),
+    (
+        EVENTS_UNPLANNED,
+        Kind::Counter,
+        Unit::Count,
+        "Events whose name no file of the tracking plan has",
+    ),
+    (
+        PLAN_VIOLATIONS,
+        Kind::Counter,
+        Unit::Count,
+        "Breaks of the tracking plan by event and keyword",
+    ),
+    (
+        PLAN_RELOADS,
+        Kind::Counter,
+        Unit::Count,
+        "Reloads of the tracking plan by result: applied, unchanged, invalid",
+    ),
+    (
+        PLAN_EVENTS,
+        Kind::Gauge,
+        Unit::Count,
+        "Events in the tracking plan that is in force",
     ),
     (
         STAGED_BYTES,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use headwater_collector::commit::{CommitHook, CommitPoint, HookAction};
 use headwater_collector::config::{CommitConfig, Config, LimitsConfig};
 use headwater_collector::engine::{Engine, EngineParts};
+use headwater_collector::plan::live::LivePlan;
 use headwater_protocol::AgentId;
 use headwater_service::tls::TlsFiles;
 use headwater_tables::Catalog;
@@ -82,6 +83,7 @@ fn config(world: &World) -> Config {
             retry_max_ms: 2_000,
             ..CommitConfig::default()
         },
+        plan: Default::default(),
         limits: LimitsConfig {
             batches_in_flight_max: 8,
             park_ms: 500,
@@ -117,6 +119,7 @@ pub(crate) async fn run(world: Arc<World>, name: String, stop: CancellationToken
             clock: world.clock.clone(),
             chance: Arc::new(dice.clone()),
             hook: Arc::new(Hook(host.clone())),
+            plan: LivePlan::open(None).expect("the plan that is compiled in"),
         };
         let (engine, committer) = parts.assemble(&CancellationToken::new());
         let life = Arc::new(Life {

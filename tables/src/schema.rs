@@ -287,6 +287,7 @@ pub fn raw_events() -> TableSpec {
         )
         .add(false, "attempt", PrimitiveType::Int)
         .string_list(false, "flags")
+        .string_list(false, "property_violations")
         .strings(true, &["ingest_batch_id"])
         .lineage();
     let spec = columns.spec(&RAW_EVENTS, Partition::Day("received_at".to_owned()));
@@ -322,6 +323,18 @@ pub fn raw_quarantine() -> TableSpec {
         .add(true, "payload_truncated", PrimitiveType::Boolean)
         .add(true, "actual_bytes", PrimitiveType::Long)
         .strings(true, &["replay_status"])
+        .strings(
+            false,
+            &[
+                "schema_ref",
+                "processor_version",
+                "source_kind",
+                "event_type",
+                "batch_sent_at",
+            ],
+        )
+        .add(false, "attempt", PrimitiveType::Int)
+        .add(false, "clock_skew_ms", PrimitiveType::Long)
         .lineage();
     let spec = columns.spec(&RAW_QUARANTINE, Partition::Day("received_at".to_owned()));
     without_bounds(spec, "payload")
@@ -395,7 +408,7 @@ mod tests {
 
     #[test]
     fn constant_specs_are_possible_tables() {
-        for (spec, columns) in [(raw_events(), 44), (raw_quarantine(), 19)] {
+        for (spec, columns) in [(raw_events(), 45), (raw_quarantine(), 26)] {
             assert_eq!(
                 spec.schema.as_struct().fields().len(),
                 columns,

@@ -4,8 +4,10 @@
 //! Promise: rows within a file are sorted by company, event time and message id; a file that no
 //! snapshot refers to is harmless.
 
-use arrow::array::{Array, AsArray, StringArray};
-use arrow::compute::interleave_record_batch;
+use std::collections::BTreeSet;
+
+use arrow::array::{Array, AsArray, BooleanArray, StringArray};
+use arrow::compute::{filter_record_batch, interleave_record_batch};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
@@ -44,6 +46,24 @@ pub(crate) fn rows_after(
         .values()
         .partition_point(|sequence| sequence.cast_unsigned() <= after);
     rows.slice(start, rows.num_rows() - start)
+}
+
+/// Returns the rows but for those with these sequences.
+pub(crate) fn rows_without(
+    rows: RecordBatch,
+    sequence_column: usize,
+    sequences: &BTreeSet<Sequence>,
+) -> RecordBatch {
+    if sequences.is_empty() {
+        return rows;
+    }
+    let column = rows.column(sequence_column).as_primitive::<Int64Type>();
+    let is_kept = column
+        .values()
+        .iter()
+        .map(|sequence| Some(!sequences.contains(&sequence.cast_unsigned())));
+    let mask: BooleanArray = is_kept.collect();
+    filter_record_batch(&rows, &mask).expect("the mask has a value per row")
 }
 
 /// Writes rows of `raw.events`, sorted.

@@ -3,22 +3,24 @@
 //! Place on the path: after staging, before the acks. Each round:
 //!
 //! ```text
-//! load heads ─ plan against their watermarks ─ write files
+//! load heads ─ fenced for this plan? ─ plan against their watermarks ─ write files
 //!   ├─ raw.quarantine: rows + its own watermark, for the epochs that have such rows
 //!   └─ raw.events:     rows + the watermark of every sequence, accepted or not  ─ read back ─ acks
 //! ```
 //!
 //! Promises: **EO-1** a round takes only rows above the watermark of the base it commits on, so a
-//! crash between the two commits, a second collector or a repeated batch adds nothing twice;
+//! crash between the two commits, a second collector or a repeated batch adds nothing twice, and
+//! what is in the quarantine already stays there, whatever the tracking plan says now (`commit/fence.rs`);
 //! **EO-2** the ledger, and with it every ack, moves only after the catalog has read the commit back;
 //! **EO-4** the watermark moves in the commit that adds the rows; **EO-5** an unknown outcome is
 //! resolved by loading the table again, and no data file is ever deleted here.
 
+pub(crate) mod fence;
 mod figures;
 pub mod files;
 pub(crate) mod plan;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,10 +39,12 @@ use crate::admission::Span;
 use crate::config::CommitConfig;
 use crate::ledger::{Committed, Key, Ledger};
 use crate::metrics as names;
+use crate::plan::Plan;
 use crate::readiness::Readiness;
 use crate::room::Memory;
 use crate::series::Companies;
 use crate::staging::{Rows, event_rows, quarantine_rows};
+use fence::{Fence, Step};
 use files::FilesError;
 use plan::Verdict;
 
@@ -51,6 +55,8 @@ pub(crate) struct StagedBatch {
     /// Sequences of the rows: every one of them is a row of one table or the other.
     pub(crate) span: Span,
     pub(crate) rows: Rows,
+    /// What the rows were judged by.
+    pub(crate) plan: Arc<Plan>,
     pub(crate) staged_at: Instant,
     /// Its share of the staged bytes.
     pub(crate) memory: Memory,
@@ -104,6 +110,10 @@ enum RoundError {
     Killed(#[from] Killed),
     #[error(transparent)]
     Head(#[from] HeadError),
+    #[error("the quarantine cannot be read: {0}")]
+    Quarantine(#[source] Box<iceberg::Error>),
+    #[error("another collector takes over with another tracking plan")]
+    Fenced,
     #[error(transparent)]
     Files(Box<FilesError>),
     #[error(transparent)]
@@ -132,11 +142,17 @@ pub struct Committer {
     pub(crate) chance: SharedChance,
     pub(crate) hook: Arc<dyn CommitHook>,
     pub(crate) staged: mpsc::Receiver<StagedBatch>,
+    /// A batch that was judged by another plan than the group before it.
+    pub(crate) held: Option<StagedBatch>,
     /// Nothing more is staged: commit what is there and end.
     pub(crate) drain: CancellationToken,
     /// The time for that is over: end now.
     pub(crate) abandon: CancellationToken,
 }
+
+/// Times that an attempt sets a fence or reads again before it waits: two collectors with different
+/// plans must not take over from each other without end.
+const FENCE_STEPS_MAX: usize = 4;
 
 /// Files written for a plan, used again while the plan stays the same.
 #[derive(Debug, Default)]
@@ -145,8 +161,17 @@ struct Prepared {
     files: Option<Vec<DataFile>>,
 }
 
-/// Sequence above which a batch's rows are taken.
-type Cut = Sequence;
+/// Which rows of a batch are taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Cut {
+    /// Those above this sequence,
+    after: Sequence,
+    /// but for these, which are in `raw.quarantine` already.
+    quarantined: BTreeSet<Sequence>,
+}
+
+/// What lies in `raw.quarantine` above the watermark of `raw.events`.
+type Quarantined = BTreeMap<Key, BTreeSet<Sequence>>;
 
 impl Prepared {
     /// Forgets the files when other rows are wanted. They stay in the store: whether a commit that
@@ -172,23 +197,37 @@ impl Group {
         plan::plan(batches, |key| marks.get(key.agent.as_str(), key.epoch))
     }
 
-    /// Returns from where on each batch's events are taken, `None` where none is.
-    fn event_cuts(&self, plan: &[Verdict]) -> Vec<Option<Cut>> {
-        plan.iter()
-            .map(|verdict| match verdict {
-                Verdict::Take { after } => Some(*after),
-                Verdict::Committed | Verdict::Gap => None,
-            })
-            .collect()
+    /// Returns the first sequence of each epoch that may be taken, less one.
+    fn taken_after(&self, plan: &[Verdict]) -> Reached {
+        let mut taken = Reached::new();
+        for (batch, verdict) in self.batches.iter().zip(plan) {
+            if let Verdict::Take { after } = verdict {
+                taken.entry(batch.key.clone()).or_insert(*after);
+            }
+        }
+        taken
     }
 
-    /// The same for quarantine rows, whose table has watermarks `marks` of its own.
-    fn quarantine_cuts(&self, plan: &[Verdict], marks: &Watermarks) -> Vec<Option<Cut>> {
-        let cuts = self.event_cuts(plan);
-        let cut_of = |(batch, cut): (&StagedBatch, Option<Cut>)| {
-            let committed = marks.get(batch.key.agent.as_str(), batch.key.epoch);
-            let cut = cut?.max(committed);
-            (quarantine_rows_of(batch, cut).num_rows() > 0).then_some(cut)
+    /// Returns which rows of each batch are taken, of either table; `None` where none is.
+    fn cuts(&self, plan: &[Verdict], quarantined: &Quarantined) -> Vec<Option<Cut>> {
+        let cut_of = |(batch, verdict): (&StagedBatch, &Verdict)| match verdict {
+            Verdict::Take { after } => Some(Cut {
+                after: *after,
+                quarantined: quarantined
+                    .get(&batch.key)
+                    .map(|all| all.range(after + 1..=batch.span.last).copied().collect())
+                    .unwrap_or_default(),
+            }),
+            Verdict::Committed | Verdict::Gap => None,
+        };
+        self.batches.iter().zip(plan).map(cut_of).collect()
+    }
+
+    /// The same for `raw.quarantine` alone: `None` where a batch brings it no row.
+    fn quarantine_cuts(&self, cuts: &[Option<Cut>]) -> Vec<Option<Cut>> {
+        let cut_of = |(batch, cut): (&StagedBatch, &Option<Cut>)| {
+            let cut = cut.clone()?;
+            (quarantine_rows_of(batch, &cut).num_rows() > 0).then_some(cut)
         };
         self.batches.iter().zip(cuts).map(cut_of).collect()
     }
@@ -196,11 +235,12 @@ impl Group {
     /// Asserts that every sequence which the watermark will pass has its row, in one table or the other.
     fn assert_whole(&self, cuts: &[Option<Cut>]) {
         for (batch, cut) in self.batches.iter().zip(cuts) {
-            let Some(cut) = *cut else { continue };
-            let rows =
-                event_rows_of(batch, cut).num_rows() + quarantine_rows_of(batch, cut).num_rows();
-            let (key, sequences) = (&batch.key, batch.span.last - cut);
-            assert_eq!(rows as u64, sequences, "EO-3: {key:?} above {cut}");
+            let Some(cut) = cut else { continue };
+            let rows = event_rows_of(batch, cut).num_rows()
+                + quarantine_rows_of(batch, cut).num_rows()
+                + cut.quarantined.len();
+            let (key, sequences) = (&batch.key, batch.span.last - cut.after);
+            assert_eq!(rows as u64, sequences, "EO-3: {key:?} above {cut:?}");
         }
     }
 
@@ -219,26 +259,26 @@ impl Group {
     fn rows(
         &self,
         cuts: &[Option<Cut>],
-        of: impl Fn(&StagedBatch, Cut) -> RecordBatch,
+        of: impl Fn(&StagedBatch, &Cut) -> RecordBatch,
     ) -> Vec<RecordBatch> {
         let taken = self.batches.iter().zip(cuts);
         taken
-            .filter_map(|(batch, cut)| cut.map(|cut| of(batch, cut)))
+            .filter_map(|(batch, cut)| Some(of(batch, cut.as_ref()?)))
             .filter(|rows| rows.num_rows() > 0)
             .collect()
     }
 }
 
-fn event_rows_of(batch: &StagedBatch, cut: Cut) -> RecordBatch {
-    files::rows_after(&batch.rows.events, event_rows::column::SEQUENCE, cut)
+fn event_rows_of(batch: &StagedBatch, cut: &Cut) -> RecordBatch {
+    let column = event_rows::column::SEQUENCE;
+    let rows = files::rows_after(&batch.rows.events, column, cut.after);
+    files::rows_without(rows, column, &cut.quarantined)
 }
 
-fn quarantine_rows_of(batch: &StagedBatch, cut: Cut) -> RecordBatch {
-    files::rows_after(
-        &batch.rows.quarantine,
-        quarantine_rows::SEQUENCE_COLUMN,
-        cut,
-    )
+fn quarantine_rows_of(batch: &StagedBatch, cut: &Cut) -> RecordBatch {
+    let column = quarantine_rows::SEQUENCE_COLUMN;
+    let rows = files::rows_after(&batch.rows.quarantine, column, cut.after);
+    files::rows_without(rows, column, &cut.quarantined)
 }
 
 /// Sequence up to which each epoch comes with a commit.
@@ -277,7 +317,8 @@ impl Committer {
                 quarantine: Prepared::default(),
             };
             self.commit(group).await?;
-            self.readiness.oldest_staged(None);
+            let held = self.held.as_ref().map(|batch| batch.staged_at);
+            self.readiness.oldest_staged(held);
             metrics::gauge!(names::STAGED_OLDEST_SECONDS).set(0.0);
             if self.abandon.is_cancelled() {
                 return Ok(());
@@ -285,10 +326,11 @@ impl Committer {
         }
     }
 
-    /// Takes what is staged until `deadline`, or until there is enough. Empty means: the end.
+    /// Takes what is staged until `deadline`, until there is enough, or until the plan changes that
+    /// it was judged by. Empty means: the end.
     async fn collect(&mut self, deadline: Instant) -> Vec<StagedBatch> {
-        let mut batches = Vec::new();
-        let mut bytes = 0;
+        let mut batches: Vec<StagedBatch> = self.held.take().into_iter().collect();
+        let mut bytes: u64 = batches.iter().map(|batch| batch.memory.bytes).sum();
         loop {
             let waits_for_more = bytes < self.early_bytes;
             let next = tokio::select! {
@@ -304,6 +346,11 @@ impl Committer {
             };
             if batches.is_empty() {
                 self.readiness.oldest_staged(Some(batch.staged_at));
+            }
+            let plan = batches.first().map(|first| first.plan.fingerprint());
+            if plan.is_some_and(|plan| plan != batch.plan.fingerprint()) {
+                self.held = Some(batch);
+                return batches;
             }
             bytes += batch.memory.bytes;
             batches.push(batch);
@@ -339,7 +386,7 @@ impl Committer {
 
     fn note(&self, error: &RoundError, attempt: u32) {
         let outcome = match error {
-            RoundError::Commit(CommitError::Conflict { .. }) => "conflict",
+            RoundError::Commit(CommitError::Conflict { .. }) | RoundError::Fenced => "conflict",
             RoundError::Commit(CommitError::Unknown { .. }) => "unknown",
             _ => "failed",
         };
@@ -363,7 +410,9 @@ impl Committer {
     /// that collided do not collide again. A lost race is tried again soon.
     fn retry_wait(&self, error: &RoundError, failures: u32) -> Duration {
         let doublings = match error {
-            RoundError::Commit(CommitError::Conflict { .. }) => failures.min(4) - 1,
+            RoundError::Commit(CommitError::Conflict { .. }) | RoundError::Fenced => {
+                failures.min(4) - 1
+            }
             _ => failures.min(20) - 1,
         };
         let longest = self
@@ -376,12 +425,16 @@ impl Committer {
 
     /// One attempt: load, plan, write, commit the quarantine, commit the events, tell.
     async fn round(&self, group: &mut Group) -> Result<(), RoundError> {
-        let (base, marks) = load(&self.catalog, &RAW_EVENTS).await?;
+        let heads = self.fenced(group).await?;
+        let Head { base, marks } = heads.events;
         let plan = group.plan(&marks);
         self.at(CommitPoint::Planned)?;
-        let quarantined = self.commit_quarantine(group, &plan).await?;
+        let known = quarantined(&heads.quarantine, group.taken_after(&plan)).await?;
+        let cuts = group.cuts(&plan, &known);
+        let quarantined = self
+            .commit_quarantine(group, &cuts, heads.quarantine)
+            .await?;
         self.at(CommitPoint::BetweenCommits)?;
-        let cuts = group.event_cuts(&plan);
         group.assert_whole(&cuts);
         let reached = group.reached(&cuts);
         let rows = group.rows(&cuts, event_rows_of);
@@ -410,21 +463,42 @@ impl Committer {
         Ok(())
     }
 
+    /// Loads both heads, fenced for the plan that judged the group: see [`fence`].
+    async fn fenced(&self, group: &Group) -> Result<Heads, RoundError> {
+        let plan = group.batches.first().map(|batch| batch.plan.fingerprint());
+        for _ in 0..FENCE_STEPS_MAX {
+            let heads = Heads {
+                events: load(&self.catalog, &RAW_EVENTS).await?,
+                quarantine: load(&self.catalog, &RAW_QUARANTINE).await?,
+            };
+            let (events, quarantine) = (&heads.events.base, &heads.quarantine.base);
+            let fences = (Fence::of(events), Fence::of(quarantine));
+            let (base, fence) = match fence::step(&fences.0, &fences.1, plan.unwrap_or_default()) {
+                Step::Decide => return Ok(heads),
+                Step::FenceEvents(fence) => (events, fence),
+                Step::FenceQuarantine(fence) => (quarantine, fence),
+                Step::Reload => continue,
+            };
+            // An append of nothing: a property alone would not refuse those who check snapshots.
+            let change = Change {
+                properties: fence.properties(),
+                ..Change::append(Vec::new())
+            };
+            self.catalog.commit(base, change).await?;
+            tracing::info!(table = %base.identifier(), ?fence, "fenced for this tracking plan");
+        }
+        Err(RoundError::Fenced)
+    }
+
     /// Commits the quarantine rows that are not in the table yet; returns how many.
     async fn commit_quarantine(
         &self,
         group: &mut Group,
-        plan: &[Verdict],
+        cuts: &[Option<Cut>],
+        head: Head,
     ) -> Result<u64, RoundError> {
-        if group
-            .batches
-            .iter()
-            .all(|batch| batch.rows.quarantine.num_rows() == 0)
-        {
-            return Ok(0);
-        }
-        let (base, marks) = load(&self.catalog, &RAW_QUARANTINE).await?;
-        let cuts = group.quarantine_cuts(plan, &marks);
+        let Head { base, marks } = head;
+        let cuts = group.quarantine_cuts(cuts);
         let reached = group.reached(&cuts);
         if reached.is_empty() {
             return Ok(0);
@@ -498,33 +572,61 @@ fn change(files: Vec<DataFile>, base: &Watermarks, reached: &Reached) -> Change 
     }
 }
 
+/// Reads of each epoch what lies in `raw.quarantine` above `after`, the watermark of `raw.events`.
+/// Only a crash or a lost race between the two commits leaves something there, so nothing is read
+/// otherwise.
+async fn quarantined(head: &Head, after: Reached) -> Result<Quarantined, RoundError> {
+    let mut found = Quarantined::new();
+    for (key, after) in after {
+        let through = head.marks.get(key.agent.as_str(), key.epoch);
+        if through > after {
+            let sequences = fence::quarantined(&head.base, &key, after, through).await;
+            let sequences = sequences.map_err(|error| RoundError::Quarantine(Box::new(error)))?;
+            found.insert(key, sequences);
+        }
+    }
+    Ok(found)
+}
+
 /// Reads what the head of `raw.events` says about an epoch.
 pub(crate) async fn committed(catalog: &Catalog, key: &Key) -> Result<Committed, HeadError> {
-    let (head, marks) = load(catalog, &RAW_EVENTS).await?;
+    let Head { base, marks } = load(catalog, &RAW_EVENTS).await?;
     Ok(Committed {
         through: marks.get(key.agent.as_str(), key.epoch),
-        snapshot_id: head.metadata().current_snapshot_id().unwrap_or_default(),
+        snapshot_id: base.metadata().current_snapshot_id().unwrap_or_default(),
     })
 }
 
+/// The head of a table, and its watermarks.
+struct Head {
+    base: Table,
+    marks: Watermarks,
+}
+
+/// The heads that an attempt is built on.
+struct Heads {
+    events: Head,
+    quarantine: Head,
+}
+
 /// Loads the current head of a table and its watermarks.
-async fn load(catalog: &Catalog, name: &TableName) -> Result<(Table, Watermarks), HeadError> {
-    let head = catalog
+async fn load(catalog: &Catalog, name: &TableName) -> Result<Head, HeadError> {
+    let base = catalog
         .load(name)
         .await
         .map_err(|error| HeadError::Catalog(Box::new(error)))?;
-    let marks = Watermarks::of(&head)?;
-    Ok((head, marks))
+    let marks = Watermarks::of(&base)?;
+    Ok(Head { base, marks })
 }
 
 /// Says whether a commit could begin: reads the head of `raw.events` and looks for its metadata file, which
 /// the catalog may remember.
 pub(crate) async fn reach(catalog: &Catalog) -> Result<(), HeadError> {
-    let (head, _) = load(catalog, &RAW_EVENTS).await?;
-    let location = head.metadata_location().unwrap_or_default();
+    let Head { base, .. } = load(catalog, &RAW_EVENTS).await?;
+    let location = base.metadata_location().unwrap_or_default();
     let gone =
         |error: Option<iceberg::Error>| HeadError::Store(location.to_owned(), error.map(Box::new));
-    let file = head
+    let file = base
         .file_io()
         .new_input(location)
         .map_err(|error| gone(Some(error)))?;

@@ -4,9 +4,88 @@
 //! what the plan implies, which wins over what the ids imply; in doubt the column is null.
 
 use headwater_protocol::Event;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::plan::{Actor, Causer};
+/// Who an event is about, the `actor_type` column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Actor {
+    /// A teammate of the company.
+    Admin,
+    /// A known contact.
+    ContactUser,
+    /// A contact that has not signed up.
+    ContactLead,
+    /// Somebody without any identity.
+    Visitor,
+    /// The AI agent.
+    AiAgent,
+    /// A scripted bot.
+    Bot,
+    /// No person: rules, timers, billing.
+    System,
+}
+
+impl Actor {
+    /// Returns the value of the `actor_type` column.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::ContactUser => "contact_user",
+            Self::ContactLead => "contact_lead",
+            Self::Visitor => "visitor",
+            Self::AiAgent => "ai_agent",
+            Self::Bot => "bot",
+            Self::System => "system",
+        }
+    }
+
+    /// Reads what clients write: the column's values and the short forms of the API.
+    pub fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "admin" | "teammate" => Self::Admin,
+            "contact_user" | "contact" | "user" => Self::ContactUser,
+            "contact_lead" | "lead" => Self::ContactLead,
+            "visitor" => Self::Visitor,
+            "ai_agent" => Self::AiAgent,
+            "bot" => Self::Bot,
+            "system" => Self::System,
+            _ => return None,
+        })
+    }
+}
+
+/// Who can cause an event, as far as the plan leaves no choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Causer {
+    /// Always this one.
+    Always(Actor),
+    /// A contact where there is a user id, a visitor otherwise.
+    ContactOrVisitor,
+    /// A contact.
+    Contact,
+    /// Several; the event must say.
+    Several,
+}
+
+impl Causer {
+    /// Returns what follows when these can cause an event.
+    pub fn of(actors: &[Actor]) -> Self {
+        let all = |of: &[Actor]| actors.iter().all(|actor| of.contains(actor));
+        match actors {
+            [] => Self::Several,
+            [actor @ (Actor::Admin | Actor::System | Actor::AiAgent | Actor::Bot)] => {
+                Self::Always(*actor)
+            }
+            _ if all(&[Actor::ContactUser, Actor::ContactLead]) => Self::Contact,
+            _ if all(&[Actor::ContactUser, Actor::ContactLead, Actor::Visitor]) => {
+                Self::ContactOrVisitor
+            }
+            _ => Self::Several,
+        }
+    }
+}
 
 /// Returns who caused `event`; `causer` is what the tracking plan says about its name.
 pub fn derive(event: &Event, causer: Option<Causer>) -> Option<Actor> {
@@ -53,12 +132,13 @@ fn by_ids(event: &Event) -> Option<Actor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::staging::plan;
+    use crate::plan::Plan;
 
     fn actor(body: &str) -> Option<&'static str> {
         let event = Event::parse(body.as_bytes(), None, None).unwrap();
-        let causer = event.name.as_deref().and_then(plan::lookup);
-        derive(&event, causer.map(|planned| planned.causer)).map(Actor::as_str)
+        let plan = Plan::builtin();
+        let planned = event.name.as_deref().and_then(|name| plan.lookup(name));
+        derive(&event, planned.map(|planned| planned.causer)).map(Actor::as_str)
     }
 
     #[test]

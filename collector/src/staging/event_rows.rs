@@ -18,12 +18,11 @@ use headwater_protocol::event::canonical_json_of;
 use headwater_protocol::{Event, EventType, Record, Sequence};
 use serde_json::{Map, Value};
 
-use super::plan::{self, Actor};
+use super::actor::Actor;
 use super::time_rule::{Observed, is_representable, resolve};
 use super::{BatchOrigin, actor};
-
-/// Version of the tracking plan that the rows claim; 0 means that no schema was checked.
-const SCHEMA_VERSION: i32 = 0;
+use crate::plan::Judgement;
+use crate::plan::schema::Violation;
 
 /// Events above this size are flagged `large`: Segment's own limit, in bytes.
 const LARGE_BYTES: usize = 32 * 1024;
@@ -43,7 +42,7 @@ pub(crate) fn timestamptz() -> DataType {
 /// The Arrow schema of the rows, in column order.
 pub(crate) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
     use DataType::{FixedSizeBinary, Int32, Int64, Utf8};
-    let flags = DataType::List(Arc::new(Field::new_list_field(Utf8, true)));
+    let strings = DataType::List(Arc::new(Field::new_list_field(Utf8, true)));
     let columns = [
         ("company_id", Utf8, false),
         ("source_id", Utf8, false),
@@ -84,7 +83,8 @@ pub(crate) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
         ("library_version", Utf8, true),
         ("traits", Utf8, true),
         ("attempt", Int32, true),
-        ("flags", flags, true),
+        ("flags", strings.clone(), true),
+        ("property_violations", strings, true),
         ("ingest_batch_id", Utf8, false),
         ("_agent_id", Utf8, false),
         ("_epoch", Int64, false),
@@ -103,7 +103,7 @@ pub(crate) mod column {
     pub(crate) const MESSAGE_ID: usize = 2;
     pub(crate) const EVENT_TIME: usize = 6;
     pub(crate) const RECEIVED_AT: usize = 7;
-    pub(crate) const SEQUENCE: usize = 43;
+    pub(crate) const SEQUENCE: usize = 44;
 }
 
 /// Rows of `raw.events` in the making.
@@ -142,6 +142,7 @@ pub(crate) struct EventRows {
     traits: StringBuilder,
     attempt: Int32Builder,
     flags: ListBuilder<StringBuilder>,
+    property_violations: ListBuilder<StringBuilder>,
     ingest_batch_id: StringBuilder,
     agent_id: StringBuilder,
     epoch: Int64Builder,
@@ -197,6 +198,7 @@ impl Default for EventRows {
             traits: StringBuilder::new(),
             attempt: Int32Builder::new(),
             flags: ListBuilder::new(StringBuilder::new()),
+            property_violations: ListBuilder::new(StringBuilder::new()),
             ingest_batch_id: StringBuilder::new(),
             agent_id: StringBuilder::new(),
             epoch: Int64Builder::new(),
@@ -216,13 +218,14 @@ impl EventRows {
         sequence: Sequence,
         record: &Record,
         event: &Event,
+        judgement: &Judgement<'_>,
     ) -> Result<(), ArrowError> {
         self.company_id.append_value(&record.company_id);
         self.source_id.append_value(&record.source_id);
         self.message_id.append_value(&event.message_id);
         self.payload_sha256.append_value(event.payload_sha256)?;
         self.event_type.append_value(event.event_type.as_str());
-        self.schema_version.append_value(SCHEMA_VERSION);
+        self.schema_version.append_value(judgement.version);
         self.properties
             .append_value(canonical_json_of(&event.properties));
         self.context.append_value(canonical_json_of(&event.context));
@@ -231,9 +234,13 @@ impl EventRows {
         self.attempt
             .append_option(record.attempt.and_then(|it| i32::try_from(it).ok()));
         let event_time = self.push_times(record, event);
-        self.push_who(event);
+        self.push_who(event, judgement);
         self.push_context(record, event);
-        self.push_flags(record, event, event_time);
+        self.push_flags(record, event, event_time, judgement);
+        push_list(
+            &mut self.property_violations,
+            judgement.violations.iter().map(Violation::short),
+        );
         self.ingest_batch_id.append_value(&origin.batch_id);
         self.agent_id.append_value(origin.key.agent.as_str());
         self.epoch.append_value(origin.key.epoch.cast_signed());
@@ -270,11 +277,12 @@ impl EventRows {
     }
 
     /// Fills the name, the actor and the promoted properties.
-    fn push_who(&mut self, event: &Event) {
-        let planned = event.name.as_deref().and_then(plan::lookup);
+    fn push_who(&mut self, event: &Event, judgement: &Judgement<'_>) {
+        let planned = judgement.planned;
         let raw = event.name.as_deref();
+        let canonical = planned.map(|planned| planned.name.as_str());
         self.event_name
-            .append_option(planned.map_or_else(|| raw.map(str::trim), |it| Some(it.name)));
+            .append_option(canonical.or_else(|| raw.map(str::trim)));
         self.event_name_raw.append_option(raw);
         let planned_track = planned.filter(|_| event.event_type == EventType::Track);
         let actor = actor::derive(event, planned_track.map(|planned| planned.causer));
@@ -314,7 +322,13 @@ impl EventRows {
             .append_option(library(event, "version"));
     }
 
-    fn push_flags(&mut self, record: &Record, event: &Event, event_time: i64) {
+    fn push_flags(
+        &mut self,
+        record: &Record,
+        event: &Event,
+        event_time: i64,
+        judgement: &Judgement<'_>,
+    ) {
         let is_bot = user_agent(record, event).is_some_and(|agent| {
             let agent = agent.to_ascii_lowercase();
             BOT_MARKS.iter().any(|mark| agent.contains(mark))
@@ -332,14 +346,10 @@ impl EventRows {
                 "time_out_of_range",
                 is_out_of_range(event.original_timestamp) || is_out_of_range(event.sent_at),
             ),
+            ("unplanned_property", judgement.has_unplanned_properties),
         ];
-        for (flag, is_set) in flags {
-            if is_set {
-                self.flags.values().append_value(flag);
-            }
-        }
-        let any = flags.iter().any(|(_, is_set)| *is_set);
-        self.flags.append(any);
+        let set = flags.into_iter().filter(|(_, is_set)| *is_set);
+        push_list(&mut self.flags, set.map(|(flag, _)| flag));
     }
 
     /// Returns the rows as one batch.
@@ -386,6 +396,7 @@ impl EventRows {
             Arc::new(self.traits.finish()),
             Arc::new(self.attempt.finish()),
             Arc::new(self.flags.finish()),
+            Arc::new(self.property_violations.finish()),
             Arc::new(self.ingest_batch_id.finish()),
             Arc::new(self.agent_id.finish()),
             Arc::new(self.epoch.finish()),
@@ -393,6 +404,19 @@ impl EventRows {
         ]);
         RecordBatch::try_new(Arc::clone(&SCHEMA), columns)
     }
+}
+
+/// Appends a list; null where there is nothing in it, which takes no room.
+fn push_list<T: AsRef<str>>(
+    builder: &mut ListBuilder<StringBuilder>,
+    values: impl Iterator<Item = T>,
+) {
+    let mut any = false;
+    for value in values {
+        builder.values().append_value(value);
+        any = true;
+    }
+    builder.append(any);
 }
 
 /// An admin's own event is about that admin, a contact's about that contact.

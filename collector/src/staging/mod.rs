@@ -2,11 +2,10 @@
 //!
 //! Place on the path: between admission and commit; CPU work without IO, called on a blocking
 //! thread. Promise: every sequence of the batch becomes exactly one row, of one table or the
-//! other; what cannot be read never stalls the rest.
+//! other, by the batch's bytes and the plan alone; what cannot be read never stalls the rest.
 
 pub mod actor;
 pub(crate) mod event_rows;
-pub mod plan;
 pub mod quarantine_rows;
 pub mod time_rule;
 
@@ -16,6 +15,8 @@ use headwater_protocol::batch::{self, BodyError, Slot};
 use headwater_protocol::{AgentId, BatchHeader, Epoch, Event};
 
 use crate::ledger::Key;
+use crate::metrics as names;
+use crate::plan::{Judgement, Plan, UNPLANNED};
 use event_rows::EventRows;
 use quarantine_rows::QuarantineRows;
 
@@ -61,11 +62,16 @@ pub enum StageError {
     Rows(#[from] ArrowError),
 }
 
-/// Turns a compressed body into rows.
+/// Turns a compressed body into rows, judged by `plan`.
 ///
 /// # Errors
 /// [`StageError::Body`] when the batch must be refused.
-pub fn stage(origin: &BatchOrigin, header: &BatchHeader, body: &[u8]) -> Result<Rows, StageError> {
+pub fn stage(
+    origin: &BatchOrigin,
+    header: &BatchHeader,
+    body: &[u8],
+    plan: &Plan,
+) -> Result<Rows, StageError> {
     let records = batch::decompress(header, body)?;
     let slots = batch::slots(header, &records)?;
     let mut events = EventRows::default();
@@ -73,7 +79,16 @@ pub fn stage(origin: &BatchOrigin, header: &BatchHeader, body: &[u8]) -> Result<
     for (sequence, slot) in (header.first_sequence..).zip(slots) {
         match slot {
             Slot::Record(record) => match Event::from_record(&record) {
-                Ok(event) => events.push(origin, sequence, &record, &event)?,
+                Ok(event) => {
+                    let judgement = plan.judge(&event);
+                    count(&judgement);
+                    match judgement.quarantine {
+                        None => events.push(origin, sequence, &record, &event, &judgement)?,
+                        Some(blocked) => {
+                            quarantine.push_blocked(origin, sequence, &record, &judgement, blocked);
+                        }
+                    }
+                }
                 Err(invalid) => quarantine.push_invalid(origin, sequence, &record, &invalid),
             },
             Slot::Undecodable(bytes) => quarantine.push_undecodable(origin, sequence, bytes),
@@ -83,6 +98,24 @@ pub fn stage(origin: &BatchOrigin, header: &BatchHeader, body: &[u8]) -> Result<
         events: events.finish()?,
         quarantine: quarantine.finish()?,
     })
+}
+
+/// Counts what a person who keeps a plan asks for. Labels are names of the plan and its keywords.
+fn count(judgement: &Judgement<'_>) {
+    for violation in &judgement.violations {
+        let event = judgement
+            .planned
+            .map_or("(unplanned)", |it| it.name.as_str());
+        metrics::counter!(
+            names::PLAN_VIOLATIONS,
+            "event" => event.to_owned(),
+            "keyword" => violation.keyword
+        )
+        .increment(1);
+    }
+    if judgement.planned.is_none() && judgement.version == UNPLANNED {
+        metrics::counter!(names::EVENTS_UNPLANNED).increment(1);
+    }
 }
 
 #[cfg(test)]

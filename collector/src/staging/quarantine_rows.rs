@@ -7,17 +7,18 @@
 use std::sync::{Arc, LazyLock};
 
 use arrow::array::{
-    ArrayRef, BinaryBuilder, BooleanBuilder, Int64Builder, ListBuilder, StringBuilder,
-    TimestampMicrosecondBuilder,
+    ArrayRef, BinaryBuilder, BooleanBuilder, Int32Builder, Int64Builder, ListBuilder,
+    StringBuilder, TimestampMicrosecondBuilder,
 };
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
-use headwater_protocol::{Failure, Invalid, Record, Sequence};
+use headwater_protocol::{EventType, Failure, Invalid, Record, Sequence, SourceKind};
 use serde_json::Value;
 
 use super::BatchOrigin;
 use super::event_rows::timestamptz;
+use crate::plan::{Blocked, Judgement};
 
 /// Bytes of a payload that are kept: 64 KiB.
 pub const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
@@ -25,9 +26,12 @@ pub const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
 /// Characters of a name or id that are kept; it may be the very thing that is wrong.
 const TEXT_CHARS_MAX: usize = 256;
 
+/// The `failure_type` of events that the tracking plan does not know.
+const UNPLANNED_EVENT: &str = "unplanned_event";
+
 /// The Arrow schema of the rows, in column order.
 pub(crate) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
-    use DataType::{Binary, Boolean, Int64, Utf8};
+    use DataType::{Binary, Boolean, Int32, Int64, Utf8};
     let errors = DataType::List(Arc::new(Field::new_list_field(Utf8, true)));
     let columns = [
         ("quarantine_id", Utf8, false),
@@ -46,6 +50,13 @@ pub(crate) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
         ("payload_truncated", Boolean, false),
         ("actual_bytes", Int64, false),
         ("replay_status", Utf8, false),
+        ("schema_ref", Utf8, true),
+        ("processor_version", Utf8, true),
+        ("source_kind", Utf8, true),
+        ("event_type", Utf8, true),
+        ("batch_sent_at", Utf8, true),
+        ("attempt", Int32, true),
+        ("clock_skew_ms", Int64, true),
         ("_agent_id", Utf8, false),
         ("_epoch", Int64, false),
         ("_sequence", Int64, false),
@@ -61,7 +72,7 @@ pub(crate) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
 pub(crate) const REASON_COLUMN: usize = 5;
 
 /// Position of the column that the committer filters by.
-pub(crate) const SEQUENCE_COLUMN: usize = 18;
+pub(crate) const SEQUENCE_COLUMN: usize = 25;
 
 /// Rows of `raw.quarantine` in the making.
 #[derive(Debug)]
@@ -82,6 +93,14 @@ pub(crate) struct QuarantineRows {
     payload_truncated: BooleanBuilder,
     actual_bytes: Int64Builder,
     replay_status: StringBuilder,
+    schema_ref: StringBuilder,
+    processor_version: StringBuilder,
+    /// What the record says besides its body, so that the event can be judged again.
+    source_kind: StringBuilder,
+    event_type: StringBuilder,
+    batch_sent_at: StringBuilder,
+    attempt: Int32Builder,
+    clock_skew_ms: Int64Builder,
     agent_id: StringBuilder,
     epoch: Int64Builder,
     sequence: Int64Builder,
@@ -107,6 +126,13 @@ impl Default for QuarantineRows {
             payload_truncated: BooleanBuilder::new(),
             actual_bytes: Int64Builder::new(),
             replay_status: StringBuilder::new(),
+            schema_ref: StringBuilder::new(),
+            processor_version: StringBuilder::new(),
+            source_kind: StringBuilder::new(),
+            event_type: StringBuilder::new(),
+            batch_sent_at: StringBuilder::new(),
+            attempt: Int32Builder::new(),
+            clock_skew_ms: Int64Builder::new(),
             agent_id: StringBuilder::new(),
             epoch: Int64Builder::new(),
             sequence: Int64Builder::new(),
@@ -123,6 +149,38 @@ impl QuarantineRows {
         record: &Record,
         invalid: &Invalid,
     ) {
+        self.push_record(record);
+        self.schema_ref.append_null();
+        self.push_failure(invalid);
+        self.push_position(origin, sequence);
+    }
+
+    /// Adds an event that is valid and that the tracking plan keeps out.
+    pub(crate) fn push_blocked(
+        &mut self,
+        origin: &BatchOrigin,
+        sequence: Sequence,
+        record: &Record,
+        judgement: &Judgement<'_>,
+        blocked: Blocked,
+    ) {
+        self.push_record(record);
+        let planned = judgement.planned;
+        self.schema_ref
+            .append_option(planned.map(|it| format!("{}@{}", it.name, it.version)));
+        self.failure_type.append_value(match blocked {
+            Blocked::SchemaViolation => Failure::SchemaViolation.as_str(),
+            Blocked::UnplannedEvent => UNPLANNED_EVENT,
+        });
+        for violation in &judgement.violations {
+            self.errors.values().append_value(violation.to_string());
+        }
+        self.errors.append(true);
+        self.push_position(origin, sequence);
+    }
+
+    /// Fills what the record says, so that the event can be judged again as it came.
+    fn push_record(&mut self, record: &Record) {
         let (name, message_id) = names(&record.body);
         self.company_id.append_value(&record.company_id);
         self.source_id.append_value(&record.source_id);
@@ -132,9 +190,15 @@ impl QuarantineRows {
         self.http_path.append_value(&record.path);
         self.ip.append_option(record.ip.as_deref());
         self.user_agent.append_option(record.user_agent.as_deref());
-        self.push_failure(invalid);
+        self.source_kind
+            .append_value(source_kind_name(record.source_kind));
+        self.event_type
+            .append_option(record.event_type.map(EventType::as_str));
+        self.batch_sent_at.append_option(record.sent_at.as_deref());
+        let attempt = record.attempt.and_then(|it| i32::try_from(it).ok());
+        self.attempt.append_option(attempt);
+        self.clock_skew_ms.append_option(record.skew_ms);
         self.push_payload(&record.body);
-        self.push_position(origin, sequence);
     }
 
     /// Adds bytes that should have been a record. They arrived at an unknown time: now.
@@ -152,6 +216,12 @@ impl QuarantineRows {
         self.http_path.append_null();
         self.ip.append_null();
         self.user_agent.append_null();
+        self.source_kind.append_null();
+        self.event_type.append_null();
+        self.batch_sent_at.append_null();
+        self.attempt.append_null();
+        self.clock_skew_ms.append_null();
+        self.schema_ref.append_null();
         self.push_failure(&Invalid {
             failure: Failure::Encoding,
             path: "$",
@@ -182,6 +252,8 @@ impl QuarantineRows {
         self.quarantine_id
             .append_value(format!("{}/{}/{sequence}", key.agent, key.epoch));
         self.failed_at.append_value(origin.now);
+        self.processor_version
+            .append_value(env!("CARGO_PKG_VERSION"));
         self.agent_id.append_value(key.agent.as_str());
         self.epoch.append_value(key.epoch.cast_signed());
         self.sequence.append_value(sequence.cast_signed());
@@ -209,11 +281,27 @@ impl QuarantineRows {
             Arc::new(self.payload_truncated.finish()),
             Arc::new(self.actual_bytes.finish()),
             Arc::new(self.replay_status.finish()),
+            Arc::new(self.schema_ref.finish()),
+            Arc::new(self.processor_version.finish()),
+            Arc::new(self.source_kind.finish()),
+            Arc::new(self.event_type.finish()),
+            Arc::new(self.batch_sent_at.finish()),
+            Arc::new(self.attempt.finish()),
+            Arc::new(self.clock_skew_ms.finish()),
             Arc::new(self.agent_id.finish()),
             Arc::new(self.epoch.finish()),
             Arc::new(self.sequence.finish()),
         ];
         RecordBatch::try_new(Arc::clone(&SCHEMA), columns)
+    }
+}
+
+/// Returns the value of the `source_kind` column.
+fn source_kind_name(kind: SourceKind) -> &'static str {
+    match kind {
+        SourceKind::Server => "server",
+        SourceKind::Browser => "browser",
+        SourceKind::Mobile => "mobile",
     }
 }
 

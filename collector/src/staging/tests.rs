@@ -6,6 +6,7 @@ use headwater_protocol::{Codec, EventType, Record, SourceKind};
 use serde_bytes::ByteBuf;
 
 use super::*;
+use crate::plan::{Plan, plan_of};
 
 const NOW: i64 = 1_790_000_000_000_000;
 
@@ -27,6 +28,10 @@ fn record(body: &str) -> Record {
 }
 
 fn staged(records: &[u8], count: u32) -> Result<Rows, StageError> {
+    staged_by(&Plan::builtin(), records, count)
+}
+
+fn staged_by(plan: &Plan, records: &[u8], count: u32) -> Result<Rows, StageError> {
     let header = BatchHeader {
         epoch: 5,
         first_sequence: 1,
@@ -36,7 +41,7 @@ fn staged(records: &[u8], count: u32) -> Result<Rows, StageError> {
     };
     let origin = BatchOrigin::new("agent-1".parse().unwrap(), 5, &header, NOW + 1);
     let body = batch::compress(records).unwrap();
-    stage(&origin, &header, &body)
+    stage(&origin, &header, &body, plan)
 }
 
 fn text<'a>(rows: &'a RecordBatch, column: &str) -> Option<&'a str> {
@@ -117,7 +122,7 @@ fn an_event_fills_its_columns() {
     let flags = events.column_by_name("flags").unwrap().as_list::<i32>();
     let flags = flags.value(0);
     let flags: Vec<_> = flags.as_string::<i32>().iter().flatten().collect();
-    assert_eq!(flags, ["bot"]);
+    assert_eq!(flags, ["bot", "unplanned_property"]);
 }
 
 /// The `event_time`, rule and skew of a browser's event that happened at 23:59:30 before midnight.
@@ -178,6 +183,83 @@ fn a_promoted_property_of_another_type_is_null_and_kept_in_the_json() {
         text(&events, "properties"),
         Some(r#"{"rating":"four","team_id":{"x":1}}"#)
     );
+}
+
+fn list(rows: &RecordBatch, column: &str, row: usize) -> Option<Vec<String>> {
+    let array = rows.column_by_name(column).unwrap().as_list::<i32>();
+    array.is_valid(row).then(|| {
+        let values = array.value(row);
+        let values = values.as_string::<i32>().iter().flatten();
+        values.map(str::to_owned).collect()
+    })
+}
+
+#[test]
+fn a_violation_is_noted_in_the_row_and_keeps_it() {
+    let event = |properties: &str| {
+        let name = r#""type":"track","event":"conversation rated","userId":"u""#;
+        record(&format!(r#"{{{name},"properties":{properties}}}"#)).encode()
+    };
+    let mut body = event(r#"{"conversation_id":"c","rating":4,"rated_type":"teammate"}"#);
+    body.extend(event(r#"{"conversation_id":"c","rating":"four","mood":1}"#));
+    body.extend(record(r#"{"type":"track","event":"E","userId":"u"}"#).encode());
+    let events = staged(&body, 3).unwrap().events;
+    let versions = events.column_by_name("schema_version").unwrap();
+    assert_eq!(versions.as_primitive::<Int32Type>().values(), &[1, 1, 0]);
+    assert_eq!(list(&events, "property_violations", 0), None);
+    assert_eq!(
+        list(&events, "property_violations", 1).unwrap(),
+        [
+            "$.properties.rated_type: required",
+            "$.properties.rating: type"
+        ]
+    );
+    let flags = |row| list(&events, "flags", row).unwrap();
+    assert!(!flags(0).contains(&"unplanned_property".to_owned()));
+    assert!(flags(1).contains(&"unplanned_property".to_owned()));
+    assert_eq!(list(&events, "property_violations", 2), None);
+}
+
+#[test]
+fn what_the_plan_keeps_out_is_in_quarantine_with_everything_that_a_replay_needs() {
+    let file = r#"{"event":"E","version":3,"mode":"quarantine","schema":{"required":["x"]}}"#;
+    let others = r#"{"unplanned_events":"quarantine"}"#;
+    let plan = plan_of(&[("e.json", file), ("plan.json", others)]).unwrap();
+    let mut bad = record(r#"{"type":"track","event":"e","userId":"u","messageId":"m"}"#);
+    bad.source_kind = SourceKind::Browser;
+    bad.event_type = Some(EventType::Track);
+    bad.sent_at = Some("2026-01-01T00:00:00Z".to_owned());
+    bad.skew_ms = Some(-7);
+    let mut body = bad.encode();
+    record(r#"{"type":"track","event":"F","userId":"u"}"#).encode_into(&mut body);
+    record(r#"{"type":"track","event":"E","userId":"u","properties":{"x":1}}"#)
+        .encode_into(&mut body);
+    let rows = staged_by(&plan, &body, 3).unwrap();
+    assert_eq!(rows.events.num_rows(), 1);
+    let rows = rows.quarantine;
+    let types = rows.column_by_name("failure_type").unwrap();
+    let types: Vec<_> = types.as_string::<i32>().iter().flatten().collect();
+    assert_eq!(types, ["schema_violation", "unplanned_event"]);
+    assert_eq!(
+        list(&rows, "errors", 0).unwrap(),
+        ["$.properties.x: required: a value expected, missing found"]
+    );
+    for (column, expected) in [
+        ("schema_ref", "E@3"),
+        ("source_kind", "browser"),
+        ("event_type", "track"),
+        ("batch_sent_at", "2026-01-01T00:00:00Z"),
+        ("message_id", "m"),
+    ] {
+        assert_eq!(text(&rows, column), Some(expected), "{column}");
+    }
+    let number = |column: &str| rows.column_by_name(column).unwrap().clone();
+    let skew = number("clock_skew_ms");
+    assert_eq!(skew.as_primitive::<Int64Type>().value(0), -7);
+    let attempt = number("attempt");
+    assert_eq!(attempt.as_primitive::<Int32Type>().value(0), 1);
+    let payload = number("payload");
+    assert_eq!(payload.as_binary::<i32>().value(0), bad.body.as_slice());
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Bodies of any bytes, and sound ones that were damaged.
 
+use headwater_collector::plan::Plan;
 use headwater_collector::staging::{self, BatchOrigin};
 use headwater_protocol::{BatchHeader, Codec, batch};
 use proptest::prelude::*;
@@ -56,7 +57,7 @@ fn check(records: &[u8], count: u32) -> Result<(), TestCaseError> {
     };
     let origin = BatchOrigin::new("agent-1".parse().unwrap(), 1, &header, NOW);
     let body = batch::compress(records).unwrap();
-    if let Ok(rows) = staging::stage(&origin, &header, &body) {
+    if let Ok(rows) = staging::stage(&origin, &header, &body, &Plan::builtin()) {
         let sum = rows.events.num_rows() + rows.quarantine.num_rows();
         prop_assert_eq!(sum, count as usize);
     }

@@ -10,9 +10,18 @@ use parking_lot::{Condvar, Mutex};
 use crate::world::{EPOCH, World, acked, is_bad, mixed};
 
 /// Kills the collector once, at the given point.
-struct KillAt {
+pub(crate) struct KillAt {
     point: CommitPoint,
     done: AtomicBool,
+}
+
+impl KillAt {
+    pub(crate) fn new(point: CommitPoint) -> Arc<Self> {
+        Arc::new(Self {
+            point,
+            done: AtomicBool::new(false),
+        })
+    }
 }
 
 impl CommitHook for KillAt {
@@ -26,10 +35,7 @@ impl CommitHook for KillAt {
 }
 
 async fn replay_after_kill_at(world: &World, point: CommitPoint) {
-    let hook = Arc::new(KillAt {
-        point,
-        done: AtomicBool::new(false),
-    });
+    let hook = KillAt::new(point);
     let collector = world.collector_with(world.config(), hook).await;
     let agent = world.agent("agent-1", &collector).await;
     // The kill takes the answer with it (EO-2).

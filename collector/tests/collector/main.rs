@@ -12,6 +12,7 @@ mod faults;
 mod flow;
 mod hostile;
 mod operation;
+mod plans;
 mod postgres;
 mod suite;
 mod world;

@@ -344,6 +344,19 @@ impl Agent {
         Some(recv)
     }
 
+    /// Sends records and returns what waits for the answer.
+    pub(crate) async fn post_records(
+        &self,
+        first: u64,
+        records: &[Record],
+    ) -> impl Future<Output = Option<BatchReply>> + use<> {
+        let body: Vec<u8> = records.iter().flat_map(Record::encode).collect();
+        let header = self.header(first, records.len() as u32, body.len());
+        let compressed = batch::compress(&body).unwrap();
+        let mut recv = self.post(&header, &compressed).await.unwrap();
+        async move { read_reply(&mut recv).await }
+    }
+
     /// Waits until everything before `next` is staged: a batch that comes too early is told which
     /// sequence is expected.
     pub(crate) async fn until_staged(&self, next: u64) {
@@ -417,6 +430,18 @@ pub(crate) fn good(sequence: u64) -> Record {
 pub(crate) fn bad(sequence: u64) -> Record {
     record(format!(
         r#"{{"type":"track","event":"Signed In","messageId":"m-{sequence}"}}"#
+    ))
+}
+
+/// A valid event that lacks a property which some plans demand, or has it.
+pub(crate) fn debatable(sequence: u64, lacks_it: bool) -> Record {
+    let properties = if lacks_it {
+        "{}"
+    } else {
+        r#"{"method":"sso"}"#
+    };
+    record(format!(
+        r#"{{"type":"track","event":"Signed In","messageId":"m-{sequence}","userId":"u","properties":{properties}}}"#
     ))
 }
 

@@ -193,6 +193,7 @@ async fn raw_tables_take_rows_of_every_type() {
             "traits",
             "payload",
             "flags",
+            "property_violations",
             "errors",
         ];
         let unbounded = free.iter().filter(|name| id(name).is_some()).count();

@@ -1,0 +1,260 @@
+//! The tracking plan: which events there are, who causes them and what their properties look like.
+//!
+//! Place on the path: staging judges each valid event by the plan in force and writes down by which
+//! version. Promises: a plan is taken up whole or not at all; a judgement depends on the event and
+//! the plan alone, so that staging a batch again under the same plan gives the same rows. What holds
+//! when it is another plan by then is the matter of `commit/fence.rs`.
+
+mod builtin;
+pub mod file;
+mod format;
+pub mod live;
+pub mod schema;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+
+use headwater_protocol::{Event, EventType};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::staging::actor::Causer;
+use file::{COMMON_FILE, CommonFile, EventFile, Text};
+pub use file::{Mode, PlanError};
+use schema::{Schema, Violation};
+
+/// Raised when the code judges an event differently under the same files, so that collectors of both
+/// versions never decide the same event differently unnoticed.
+const JUDGEMENT_VERSION: u8 = 1;
+
+/// Version of events that no plan speaks of.
+pub const UNPLANNED: i32 = 0;
+
+/// An event of the plan.
+#[derive(Debug)]
+pub struct Planned {
+    /// Canonical name.
+    pub name: String,
+    /// Version of its schema, at least 1.
+    pub version: i32,
+    /// Who can cause it.
+    pub causer: Causer,
+    mode: Mode,
+    schema: Schema,
+}
+
+/// A whole plan, compiled.
+#[derive(Debug)]
+pub struct Plan {
+    /// Events by their normalised name.
+    events: HashMap<String, Planned>,
+    unplanned_events: Mode,
+    fingerprint: String,
+}
+
+/// What the plan says about one event.
+#[derive(Debug)]
+pub struct Judgement<'a> {
+    /// The event of the plan, whatever its type.
+    pub planned: Option<&'a Planned>,
+    /// Version of the schema that it was judged by, [`UNPLANNED`] for none.
+    pub version: i32,
+    /// What is wrong with it.
+    pub violations: Vec<Violation>,
+    /// Whether it has properties that its schema does not know.
+    pub has_unplanned_properties: bool,
+    /// Why it must not be stored.
+    pub quarantine: Option<Blocked>,
+}
+
+/// Why the plan keeps an event from being stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blocked {
+    /// Its properties break its schema, whose mode is `quarantine`.
+    SchemaViolation,
+    /// No file has its name, and such events are quarantined.
+    UnplannedEvent,
+}
+
+impl Plan {
+    /// Returns the plan that is compiled in: the taxonomy of `deploy/plan/`.
+    pub fn builtin() -> Arc<Self> {
+        static BUILTIN: LazyLock<Arc<Plan>> = LazyLock::new(|| {
+            let files = builtin::FILES.iter();
+            let files = files.map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
+            let plan = Plan::compile(&files.collect::<Vec<_>>());
+            Arc::new(plan.expect("a test compiles the plan that is compiled in"))
+        });
+        Arc::clone(&BUILTIN)
+    }
+
+    /// Reads the plan of a directory; without one, returns the plan that is compiled in.
+    ///
+    /// # Errors
+    /// [`PlanError`] names the file, the place in it and what to change.
+    pub fn load(directory: Option<&Path>) -> Result<Arc<Self>, PlanError> {
+        match directory {
+            Some(directory) => Self::compile(&file::read(directory)?).map(Arc::new),
+            None => Ok(Self::builtin()),
+        }
+    }
+
+    fn compile(files: &[Text]) -> Result<Self, PlanError> {
+        let mut digest = Sha256::new_with_prefix([JUDGEMENT_VERSION]);
+        let mut common = CommonFile::default();
+        let mut unplanned_events = Mode::Allow;
+        if let Some((name, text)) = files.iter().find(|(name, _)| name == COMMON_FILE) {
+            let (parsed, value) = file::parse::<CommonFile>(name, text)?;
+            unplanned_events = parsed.unplanned_events;
+            common = parsed;
+            update(&mut digest, &value);
+        }
+        let mut events = HashMap::new();
+        let mut digests = BTreeMap::new();
+        for (name, text) in files.iter().filter(|(name, _)| name != COMMON_FILE) {
+            let (parsed, value) = file::parse::<EventFile>(name, text)?;
+            let key = key(&parsed.event);
+            let planned = Planned::compile(name, parsed, &common)?;
+            if events.insert(key.clone(), planned).is_some() {
+                let reason = "another file has an event of this name";
+                return Err(PlanError::file(name, "$.event", reason));
+            }
+            digests.insert(key, value);
+        }
+        digests
+            .values()
+            .for_each(|value| update(&mut digest, value));
+        let digest = digest.finalize();
+        let fingerprint = digest[..8].iter().map(|byte| format!("{byte:02x}"));
+        Ok(Self {
+            events,
+            unplanned_events,
+            fingerprint: fingerprint.collect(),
+        })
+    }
+
+    /// Names this plan: plans with the same fingerprint judge every event alike.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Returns how many events the plan has.
+    pub fn events(&self) -> usize {
+        self.events.len()
+    }
+
+    /// Returns the planned event of this name, however it is written.
+    pub fn lookup(&self, name: &str) -> Option<&Planned> {
+        self.events.get(&key(name))
+    }
+
+    /// Judges a valid event.
+    pub fn judge(&self, event: &Event) -> Judgement<'_> {
+        let planned = event.name.as_deref().and_then(|name| self.lookup(name));
+        let mut judgement = Judgement {
+            planned,
+            version: UNPLANNED,
+            violations: Vec::new(),
+            has_unplanned_properties: false,
+            quarantine: None,
+        };
+        if event.event_type != EventType::Track {
+            return judgement;
+        }
+        let Some(planned) = planned else {
+            return match self.unplanned_events {
+                Mode::Allow => judgement,
+                mode => {
+                    judgement.violations.push(unplanned());
+                    judgement.quarantine =
+                        (mode == Mode::Quarantine).then_some(Blocked::UnplannedEvent);
+                    judgement
+                }
+            };
+        };
+        judgement.version = planned.version;
+        if planned.mode == Mode::Allow {
+            return judgement;
+        }
+        judgement.violations = planned.schema.check(&event.properties, "$.properties");
+        let mut names = event.properties.keys();
+        judgement.has_unplanned_properties = names.any(|name| !planned.schema.names(name));
+        let is_blocked = planned.mode == Mode::Quarantine && !judgement.violations.is_empty();
+        judgement.quarantine = is_blocked.then_some(Blocked::SchemaViolation);
+        judgement
+    }
+}
+
+/// The violation of an event that no file names.
+fn unplanned() -> Violation {
+    Violation {
+        path: "$.event".to_owned(),
+        keyword: "unplanned",
+        expected: "a name of the tracking plan".to_owned(),
+        actual_type: "string",
+    }
+}
+
+impl Planned {
+    fn compile(file: &str, parsed: EventFile, common: &CommonFile) -> Result<Self, PlanError> {
+        let wrong = |path: &str, reason: &str| Err(PlanError::file(file, path, reason));
+        if !parsed.event.chars().any(char::is_alphanumeric) || parsed.event.len() > 128 {
+            return wrong("$.event", "must be a name of at most 128 bytes");
+        }
+        if parsed.version < 1 {
+            return wrong(
+                "$.version",
+                "must be at least 1; 0 means that there is no plan",
+            );
+        }
+        let schema_error = |file: &str| {
+            let file = file.to_owned();
+            move |error| PlanError::File { file, error }
+        };
+        let mut schema = match &parsed.schema {
+            Value::Null => Schema::default(),
+            value => Schema::compile(value, "$.schema").map_err(schema_error(file))?,
+        };
+        let common = schema.add_common(&common.common);
+        common.map_err(schema_error(COMMON_FILE))?;
+        Ok(Self {
+            name: parsed.event,
+            version: parsed.version,
+            causer: Causer::of(&parsed.actors),
+            mode: parsed.mode,
+            schema,
+        })
+    }
+}
+
+/// Adds a file to a fingerprint; how it is laid out does not count, nor does what explains it.
+fn update(digest: &mut Sha256, value: &Value) {
+    if let Value::Object(object) = value {
+        digest.update(headwater_protocol::event::canonical_json_of(object));
+        digest.update([0]);
+    }
+}
+
+/// Lower case, everything that is no letter or digit as one `_`.
+fn key(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    for c in name.trim().chars() {
+        if c.is_alphanumeric() {
+            out.extend(c.to_lowercase());
+        } else if !out.ends_with('_') {
+            out.push('_');
+        }
+    }
+    out
+}
+
+/// Returns the plan of these files, for tests.
+#[cfg(test)]
+pub(crate) fn plan_of(files: &[(&str, &str)]) -> Result<Plan, PlanError> {
+    let owned = |(name, text): &(&str, &str)| ((*name).to_owned(), (*text).to_owned());
+    Plan::compile(&files.iter().map(owned).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,679 @@
+//! The part of JSON Schema that a plan may use, compiled once and checked per event.
+//!
+//! Place on the path: staging checks the `properties` of each planned event. Pure. Promise: a schema
+//! that loads is checked whole: a keyword that is not known here is refused at load, never passed
+//! over. A violation names the path and the keyword, and no value and no key of the event.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+
+use serde_json::{Map, Number, Value};
+
+use super::format;
+
+/// Violations that are noted of one event; the rest of it is not looked at.
+pub(crate) const VIOLATIONS_MAX: usize = 16;
+
+/// How deep schemas may be nested.
+const DEPTH_MAX: usize = 16;
+
+/// Keywords that say nothing about a value.
+const ANNOTATIONS: [&str; 7] = [
+    "$schema",
+    "$id",
+    "$comment",
+    "title",
+    "description",
+    "default",
+    "examples",
+];
+
+/// Something in an event that is not as its schema says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Where, as a JSON path of the schema's own names: `$.properties.rating`.
+    pub path: String,
+    /// The keyword that is broken.
+    pub keyword: &'static str,
+    /// What the schema wants.
+    pub expected: String,
+    /// The type of what is there; `missing` where nothing is.
+    pub actual_type: &'static str,
+}
+
+impl Violation {
+    /// Returns the entry of `property_violations`: what a report groups by.
+    pub fn short(&self) -> String {
+        format!("{}: {}", self.path, self.keyword)
+    }
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            path,
+            keyword,
+            expected,
+            actual_type,
+        } = self;
+        write!(
+            f,
+            "{path}: {keyword}: {expected} expected, {actual_type} found"
+        )
+    }
+}
+
+/// A compiled schema.
+#[derive(Debug, Default)]
+pub(crate) struct Schema {
+    types: Option<Types>,
+    /// `enum` and `const`.
+    allowed: Option<Allowed>,
+    bounds: Vec<(Bound, Number)>,
+    sizes: Vec<(Size, u64)>,
+    format: Option<format::Format>,
+    items: Option<Box<Schema>>,
+    properties: HashMap<String, Schema>,
+    required: Vec<String>,
+    /// `additionalProperties`; `None` is `true`.
+    additional: Option<Additional>,
+}
+
+#[derive(Debug)]
+struct Allowed {
+    keyword: &'static str,
+    values: Vec<Value>,
+}
+
+#[derive(Debug)]
+enum Additional {
+    None,
+    Like(Box<Schema>),
+}
+
+/// Types of JSON that a value may have, as bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Types(u8);
+
+const TYPES: [(&str, u8); 7] = [
+    ("null", 1),
+    ("boolean", 2),
+    ("integer", 4),
+    ("number", 8 | 4),
+    ("string", 16),
+    ("array", 32),
+    ("object", 64),
+];
+
+impl Types {
+    fn of(value: &Value) -> Self {
+        Self(match value {
+            Value::Null => 1,
+            Value::Bool(_) => 2,
+            Value::Number(number) if is_whole(number) => 4,
+            Value::Number(_) => 8,
+            Value::String(_) => 16,
+            Value::Array(_) => 32,
+            Value::Object(_) => 64,
+        })
+    }
+
+    fn names(self) -> String {
+        let named = TYPES.iter().filter(|(name, bits)| {
+            self.0 & bits == *bits && !(*name == "integer" && self.0 & 8 != 0)
+        });
+        let names: Vec<&str> = named.map(|(name, _)| *name).collect();
+        names.join(" or ")
+    }
+}
+
+/// JSON Schema counts 1.0 as an integer.
+fn is_whole(number: &Number) -> bool {
+    !number.is_f64() || number.as_f64().is_some_and(|it| it.fract() == 0.0)
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Bound {
+    Minimum,
+    Maximum,
+    ExclusiveMinimum,
+    ExclusiveMaximum,
+}
+
+impl Bound {
+    const ALL: [(&'static str, Self); 4] = [
+        ("minimum", Self::Minimum),
+        ("maximum", Self::Maximum),
+        ("exclusiveMinimum", Self::ExclusiveMinimum),
+        ("exclusiveMaximum", Self::ExclusiveMaximum),
+    ];
+
+    fn keyword(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
+
+    fn holds(self, value: &Number, bound: &Number) -> bool {
+        let order = compare(value, bound);
+        match self {
+            Self::Minimum => order != Ordering::Less,
+            Self::Maximum => order != Ordering::Greater,
+            Self::ExclusiveMinimum => order == Ordering::Greater,
+            Self::ExclusiveMaximum => order == Ordering::Less,
+        }
+    }
+}
+
+/// Compares without losing the digits of large integers.
+fn compare(left: &Number, right: &Number) -> Ordering {
+    if let (Some(left), Some(right)) = (left.as_i128(), right.as_i128()) {
+        return left.cmp(&right);
+    }
+    let float = |number: &Number| number.as_f64().unwrap_or(f64::NAN);
+    float(left)
+        .partial_cmp(&float(right))
+        .unwrap_or(Ordering::Equal)
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Size {
+    MinLength,
+    MaxLength,
+    MinItems,
+    MaxItems,
+}
+
+impl Size {
+    const ALL: [(&'static str, Self); 4] = [
+        ("minLength", Self::MinLength),
+        ("maxLength", Self::MaxLength),
+        ("minItems", Self::MinItems),
+        ("maxItems", Self::MaxItems),
+    ];
+
+    fn keyword(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
+
+    /// Says whether the keyword speaks of `value` and it is too short or too long.
+    fn is_broken_by(self, value: &Value, bound: u64) -> bool {
+        match (self, value) {
+            (Self::MinLength, Value::String(text)) => (text.chars().count() as u64) < bound,
+            (Self::MaxLength, Value::String(text)) => {
+                // Bytes are never fewer than characters.
+                text.len() as u64 > bound && text.chars().count() as u64 > bound
+            }
+            (Self::MinItems, Value::Array(items)) => (items.len() as u64) < bound,
+            (Self::MaxItems, Value::Array(items)) => items.len() as u64 > bound,
+            _ => false,
+        }
+    }
+}
+
+/// Why a schema cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{path}`: {reason}")]
+pub struct SchemaError {
+    /// JSON path within the file.
+    pub path: String,
+    /// What to change.
+    pub reason: String,
+}
+
+impl SchemaError {
+    pub(crate) fn new(path: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            reason: reason.into(),
+        }
+    }
+}
+
+impl Schema {
+    /// Compiles a schema whose place in its file is `path`.
+    ///
+    /// # Errors
+    /// The first keyword that is unknown or has an impossible value.
+    pub(crate) fn compile(value: &Value, path: &str) -> Result<Self, SchemaError> {
+        Self::compile_at(value, path, 0)
+    }
+
+    fn compile_at(value: &Value, path: &str, depth: usize) -> Result<Self, SchemaError> {
+        if depth > DEPTH_MAX {
+            let reason = format!("schemas are nested deeper than {DEPTH_MAX}");
+            return Err(SchemaError::new(path, reason));
+        }
+        let object = match value {
+            Value::Bool(true) => return Ok(Self::default()),
+            Value::Object(object) => object,
+            _ => return Err(SchemaError::new(path, "a schema is an object or `true`")),
+        };
+        let mut schema = Self::default();
+        for (keyword, value) in object {
+            let path = format!("{path}.{keyword}");
+            schema.add(keyword, value, &path, depth)?;
+        }
+        Ok(schema)
+    }
+
+    fn add(
+        &mut self,
+        keyword: &str,
+        value: &Value,
+        path: &str,
+        depth: usize,
+    ) -> Result<(), SchemaError> {
+        let wrong = |reason: &str| SchemaError::new(path, reason);
+        let nested = |value| Self::compile_at(value, path, depth + 1).map(Box::new);
+        if let Some((_, bound)) = Bound::ALL.iter().find(|(name, _)| *name == keyword) {
+            let Value::Number(number) = value else {
+                return Err(wrong("must be a number"));
+            };
+            self.bounds.push((*bound, number.clone()));
+            return Ok(());
+        }
+        if let Some((_, size)) = Size::ALL.iter().find(|(name, _)| *name == keyword) {
+            let count = value.as_u64();
+            let count = count.ok_or_else(|| wrong("must be a whole number from 0"))?;
+            self.sizes.push((*size, count));
+            return Ok(());
+        }
+        match keyword {
+            "type" => self.types = Some(types(value).ok_or_else(|| {
+                wrong("must be one or a list of null, boolean, integer, number, string, array, object")
+            })?),
+            "enum" => match value {
+                Value::Array(values) if !values.is_empty() => {
+                    let values = values.clone();
+                    self.allowed = Some(Allowed { keyword: "enum", values });
+                }
+                _ => return Err(wrong("must be a list of at least one value")),
+            },
+            "const" => {
+                let values = vec![value.clone()];
+                self.allowed = Some(Allowed { keyword: "const", values });
+            }
+            "format" => {
+                let name = value.as_str().and_then(format::Format::parse);
+                let reason = "must be `date-time`, `date` or `uuid`; others cannot be checked";
+                self.format = Some(name.ok_or_else(|| wrong(reason))?);
+            }
+            "items" => self.items = Some(nested(value)?),
+            "additionalProperties" => {
+                self.additional = match value {
+                    Value::Bool(true) => None,
+                    Value::Bool(false) => Some(Additional::None),
+                    value => Some(Additional::Like(nested(value)?)),
+                }
+            }
+            "properties" => {
+                let object = value.as_object();
+                for (name, value) in object.ok_or_else(|| wrong("must be an object"))? {
+                    let at = format!("{path}.{name}");
+                    let schema = Self::compile_at(value, &at, depth + 1)?;
+                    self.properties.insert(name.clone(), schema);
+                }
+            }
+            "required" => {
+                let names = value.as_array().into_iter().flatten().map(Value::as_str);
+                let names: Option<Vec<&str>> = names.collect();
+                let names = names.filter(|_| value.is_array());
+                let names = names.ok_or_else(|| wrong("must be a list of names"))?;
+                self.required = names.into_iter().map(str::to_owned).collect();
+            }
+            keyword if ANNOTATIONS.contains(&keyword) => {}
+            _ => return Err(wrong("this keyword is not known, so it would not be checked: remove it")),
+        }
+        Ok(())
+    }
+
+    /// Adds what holds for every event, where the schema itself says nothing about the name.
+    pub(crate) fn add_common(&mut self, common: &Map<String, Value>) -> Result<(), SchemaError> {
+        for (name, value) in common {
+            if !self.properties.contains_key(name) {
+                let schema = Self::compile(value, &format!("$.common.{name}"))?;
+                self.properties.insert(name.clone(), schema);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns whether the schema speaks of this property.
+    pub(crate) fn names(&self, property: &str) -> bool {
+        self.properties.contains_key(property)
+    }
+
+    /// Returns what of `object`, whose path is `path`, is not as the schema says; at most
+    /// [`VIOLATIONS_MAX`].
+    pub(crate) fn check(&self, object: &Map<String, Value>, path: &str) -> Vec<Violation> {
+        let mut found = Found::default();
+        self.check_object(object, &Path::Root(path), &mut found);
+        found.0
+    }
+
+    fn check_value(&self, value: &Value, path: &Path<'_>, found: &mut Found) {
+        if found.is_full() {
+            return;
+        }
+        let actual = Types::of(value);
+        if let Some(types) = self.types.filter(|types| types.0 & actual.0 == 0) {
+            // What is of another type breaks everything else too.
+            return found.add(path, "type", || types.names(), type_name(value));
+        }
+        if let Some(allowed) = &self.allowed
+            && !allowed.values.iter().any(|it| is_same(it, value))
+        {
+            let expected = || Value::from(allowed.values.clone()).to_string();
+            found.add(path, allowed.keyword, expected, type_name(value));
+        }
+        if let Value::Number(number) = value {
+            for (bound, limit) in &self.bounds {
+                if !bound.holds(number, limit) {
+                    found.add(
+                        path,
+                        bound.keyword(),
+                        || limit.to_string(),
+                        type_name(value),
+                    );
+                }
+            }
+        }
+        for (size, limit) in &self.sizes {
+            if size.is_broken_by(value, *limit) {
+                found.add(path, size.keyword(), || limit.to_string(), type_name(value));
+            }
+        }
+        match value {
+            Value::String(text) => {
+                if let Some(format) = self.format.filter(|format| !format.holds(text)) {
+                    found.add(path, "format", || format.name().to_owned(), "string");
+                }
+            }
+            Value::Array(items) => {
+                if let Some(schema) = &self.items {
+                    let path = Path::Items(path);
+                    items
+                        .iter()
+                        .for_each(|item| schema.check_value(item, &path, found));
+                }
+            }
+            Value::Object(object) => self.check_object(object, path, found),
+            _ => {}
+        }
+    }
+
+    fn check_object(&self, object: &Map<String, Value>, path: &Path<'_>, found: &mut Found) {
+        for name in &self.required {
+            if !object.contains_key(name) {
+                let path = Path::Property(path, name);
+                found.add(&path, "required", || "a value".to_owned(), "missing");
+            }
+        }
+        for (name, value) in object {
+            match (self.properties.get_key_value(name), &self.additional) {
+                (Some((name, schema)), _) => {
+                    schema.check_value(value, &Path::Property(path, name), found);
+                }
+                (None, None) => {}
+                // The name is the event's: it may be anything, so it is not repeated.
+                (None, Some(Additional::None)) => {
+                    let expected = || "no other property".to_owned();
+                    found.add(path, "additionalProperties", expected, type_name(value));
+                }
+                (None, Some(Additional::Like(schema))) => {
+                    schema.check_value(value, &Path::Property(path, "*"), found);
+                }
+            }
+        }
+    }
+}
+
+fn types(value: &Value) -> Option<Types> {
+    let bits = |value: &Value| {
+        let name = value.as_str()?;
+        let found = TYPES.iter().find(|(known, _)| *known == name);
+        found.map(|(_, bits)| *bits)
+    };
+    match value {
+        Value::Array(names) if !names.is_empty() => names
+            .iter()
+            .map(bits)
+            .try_fold(0, |all, bits| Some(all | bits?))
+            .map(Types),
+        value => bits(value).map(Types),
+    }
+}
+
+/// 1 and 1.0 are the same value.
+fn is_same(left: &Value, right: &Value) -> bool {
+    match (left, right) {
+        (Value::Number(left), Value::Number(right)) => compare(left, right) == Ordering::Equal,
+        (left, right) => left == right,
+    }
+}
+
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(number) if is_whole(number) => "integer",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+/// A place in an event, written out only when something is wrong there.
+enum Path<'a> {
+    Root(&'a str),
+    Property(&'a Path<'a>, &'a str),
+    Items(&'a Path<'a>),
+}
+
+impl std::fmt::Display for Path<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Root(path) => f.write_str(path),
+            Self::Property(parent, name) => write!(f, "{parent}.{name}"),
+            Self::Items(parent) => write!(f, "{parent}[]"),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Found(Vec<Violation>);
+
+impl Found {
+    fn is_full(&self) -> bool {
+        self.0.len() >= VIOLATIONS_MAX
+    }
+
+    fn add(
+        &mut self,
+        path: &Path<'_>,
+        keyword: &'static str,
+        expected: impl FnOnce() -> String,
+        actual_type: &'static str,
+    ) {
+        if self.is_full() {
+            return;
+        }
+        self.0.push(Violation {
+            path: path.to_string(),
+            keyword,
+            expected: expected(),
+            actual_type,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn broken(schema: &Value, value: Value) -> Vec<String> {
+        let schema = Schema::compile(&json!({"properties": {"x": schema}}), "$").unwrap();
+        let object = Map::from_iter([("x".to_owned(), value)]);
+        let violations = schema.check(&object, "$");
+        violations.iter().map(Violation::short).collect()
+    }
+
+    #[test]
+    fn each_keyword_is_checked() {
+        let cases = [
+            (json!({"type": "string"}), json!("a"), json!(1), "type"),
+            (
+                json!({"type": ["string", "null"]}),
+                json!(null),
+                json!(true),
+                "type",
+            ),
+            (json!({"type": "integer"}), json!(2.0), json!(2.5), "type"),
+            (json!({"type": "number"}), json!(3), json!("3"), "type"),
+            (json!({"type": "object"}), json!({}), json!([]), "type"),
+            (json!({"enum": ["a", 1]}), json!(1.0), json!("b"), "enum"),
+            (
+                json!({"const": {"a": 1}}),
+                json!({"a": 1}),
+                json!({"a": 2}),
+                "const",
+            ),
+            (json!({"minimum": 1}), json!(1), json!(0.5), "minimum"),
+            (json!({"maximum": 5}), json!(5), json!(6), "maximum"),
+            (
+                json!({"exclusiveMinimum": 0}),
+                json!(0.1),
+                json!(0),
+                "exclusiveMinimum",
+            ),
+            (
+                json!({"exclusiveMaximum": 5}),
+                json!(4),
+                json!(5.0),
+                "exclusiveMaximum",
+            ),
+            (
+                json!({"maximum": 9_007_199_254_740_993_i64}),
+                json!(9_007_199_254_740_993_i64),
+                json!(9_007_199_254_740_994_i64),
+                "maximum",
+            ),
+            (
+                json!({"minLength": 2}),
+                json!("äö"),
+                json!("ä"),
+                "minLength",
+            ),
+            (
+                json!({"maxLength": 2}),
+                json!("äö"),
+                json!("äöü"),
+                "maxLength",
+            ),
+            (json!({"minItems": 1}), json!([1]), json!([]), "minItems"),
+            (
+                json!({"maxItems": 1}),
+                json!([1]),
+                json!([1, 2]),
+                "maxItems",
+            ),
+            (
+                json!({"format": "date-time"}),
+                json!("2026-11-20T10:00:00Z"),
+                json!("tomorrow"),
+                "format",
+            ),
+        ];
+        for (schema, good, bad, keyword) in cases {
+            assert_eq!(broken(&schema, good.clone()), [""; 0], "{schema} {good}");
+            assert_eq!(
+                broken(&schema, bad.clone()),
+                [format!("$.x: {keyword}")],
+                "{schema} {bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn keywords_of_another_type_do_not_speak() {
+        let schema = json!({"minimum": 5, "minLength": 5, "minItems": 5, "required": ["a"], "format": "uuid"});
+        assert_eq!(broken(&schema, json!(null)), [""; 0]);
+        assert_eq!(broken(&schema, json!({})), ["$.x.a: required"]);
+    }
+
+    #[test]
+    fn nested_values_are_named_by_their_place() {
+        let schema = json!({
+            "type": "object",
+            "properties": {
+                "tags": {"type": "array", "items": {"type": "string"}},
+                "plan": {"type": "object", "required": ["id"], "additionalProperties": false,
+                         "properties": {"id": {"type": "string"}}},
+            },
+            "additionalProperties": {"type": "integer"},
+        });
+        let value = json!({"tags": ["a", 1], "plan": {"secret": 1}, "other": "x", "count": 3});
+        assert_eq!(
+            broken(&schema, value),
+            [
+                "$.x.*: type",
+                "$.x.plan.id: required",
+                "$.x.plan: additionalProperties",
+                "$.x.tags[]: type"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_violation_says_what_is_expected_and_no_value() {
+        let schema = json!({"properties": {"x": {"type": ["integer", "null"]}}});
+        let schema = Schema::compile(&schema, "$").unwrap();
+        let object = Map::from_iter([("x".to_owned(), json!("secret"))]);
+        let violations = schema.check(&object, "$.properties");
+        assert_eq!(
+            violations[0].to_string(),
+            "$.properties.x: type: null or integer expected, string found"
+        );
+    }
+
+    #[test]
+    fn what_is_noted_of_one_event_is_bounded() {
+        let schema = json!({"items": {"type": "string"}});
+        let value = Value::from(vec![1; 1000]);
+        assert_eq!(broken(&schema, value).len(), VIOLATIONS_MAX);
+    }
+
+    #[test]
+    fn a_schema_that_could_not_be_checked_whole_is_refused_by_its_path() {
+        let cases = [
+            (json!({"requierd": ["a"]}), "$.requierd"),
+            (
+                json!({"properties": {"a": {"pattern": "x"}}}),
+                "$.properties.a.pattern",
+            ),
+            (
+                json!({"properties": {"a": {"$ref": "https://a.example"}}}),
+                "$.properties.a.$ref",
+            ),
+            (json!({"type": "text"}), "$.type"),
+            (json!({"type": []}), "$.type"),
+            (json!({"enum": []}), "$.enum"),
+            (json!({"minimum": "1"}), "$.minimum"),
+            (json!({"maxLength": -1}), "$.maxLength"),
+            (json!({"required": "a"}), "$.required"),
+            (json!({"required": [1]}), "$.required"),
+            (json!({"items": {"format": "email"}}), "$.items.format"),
+            (json!({"additionalProperties": 1}), "$.additionalProperties"),
+            (json!([]), "$"),
+        ];
+        for (schema, path) in cases {
+            let error = Schema::compile(&schema, "$").unwrap_err();
+            assert_eq!(error.path, path, "{schema}");
+        }
+        let deep = (0..40).fold(json!({}), |inner, _| json!({ "items": inner }));
+        let error = Schema::compile(&deep, "$").unwrap_err();
+        assert!(error.reason.contains("deeper"), "{error}");
+    }
+}

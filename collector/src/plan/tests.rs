@@ -1,0 +1,228 @@
+//! What a plan makes of events and of files that cannot be a plan.
+
+use super::*;
+use crate::staging::actor::Actor;
+
+fn event(body: &str) -> Event {
+    Event::parse(body.as_bytes(), None, None).unwrap()
+}
+
+fn track(name: &str, properties: &str) -> Event {
+    event(&format!(
+        r#"{{"type":"track","event":"{name}","userId":"u","properties":{properties}}}"#
+    ))
+}
+
+fn noted(plan: &Plan, event: &Event) -> Vec<String> {
+    let violations = plan.judge(event).violations;
+    violations.iter().map(Violation::short).collect()
+}
+
+#[test]
+fn spellings_of_a_planned_name_are_one_event() {
+    let plan = Plan::builtin();
+    for name in [
+        "Conversation Started",
+        "conversation_started",
+        "conversation  started ",
+        "CONVERSATION-STARTED",
+    ] {
+        let planned = plan.lookup(name).map(|it| it.name.as_str());
+        assert_eq!(planned, Some("Conversation Started"));
+    }
+    assert!(plan.lookup("ConversationStarted").is_none());
+    assert!(plan.lookup("Something Else").is_none());
+}
+
+#[test]
+fn the_plan_that_is_compiled_in_is_the_directory() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/plan");
+    let files = file::read(&directory).unwrap();
+    let compiled_in: Vec<Text> = builtin::FILES
+        .iter()
+        .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
+        .collect();
+    let names = |files: &[Text]| {
+        files
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names(&files), names(&compiled_in));
+    assert_eq!(files, compiled_in);
+    let plan = Plan::load(Some(&directory)).unwrap();
+    assert_eq!(plan.events(), files.len() - 1);
+    assert_eq!(plan.fingerprint(), Plan::builtin().fingerprint());
+    // Each file is named after its event.
+    for (name, text) in files.iter().filter(|(name, _)| name != COMMON_FILE) {
+        let (parsed, _) = file::parse::<EventFile>(name, text).unwrap();
+        assert_eq!(*name, format!("{}.json", key(&parsed.event)));
+    }
+}
+
+#[test]
+fn who_causes_an_event_follows_from_the_plan() {
+    let plan = Plan::builtin();
+    let cases = [
+        ("Signed In", Causer::Always(Actor::Admin)),
+        ("SLA Missed", Causer::Always(Actor::System)),
+        ("AI Agent Answered", Causer::Always(Actor::AiAgent)),
+        ("Widget Opened", Causer::ContactOrVisitor),
+        ("Conversation Rated", Causer::Contact),
+        ("Conversation Replied", Causer::Several),
+    ];
+    for (name, causer) in cases {
+        assert_eq!(plan.lookup(name).unwrap().causer, causer, "{name}");
+    }
+}
+
+#[test]
+fn an_event_is_judged_by_its_schema() {
+    let plan = Plan::builtin();
+    let good = track(
+        "conversation_rated",
+        r#"{"conversation_id":7,"rating":5,"rated_type":"teammate","team_id":null}"#,
+    );
+    let judgement = plan.judge(&good);
+    assert_eq!(judgement.violations, []);
+    assert_eq!(judgement.version, 1);
+    assert!(!judgement.has_unplanned_properties);
+    let bad = track(
+        "Conversation Rated",
+        r#"{"rating":6,"rated_type":"robot","mood":1}"#,
+    );
+    assert_eq!(
+        noted(&plan, &bad),
+        [
+            "$.properties.conversation_id: required",
+            "$.properties.rated_type: enum",
+            "$.properties.rating: maximum"
+        ]
+    );
+    let judgement = plan.judge(&bad);
+    assert!(judgement.has_unplanned_properties);
+    // The starting plan notes; it keeps nothing from sight.
+    assert_eq!(judgement.quarantine, None);
+}
+
+#[test]
+fn only_a_track_is_judged_and_others_keep_their_canonical_name() {
+    let plan = Plan::builtin();
+    let page = event(r#"{"type":"page","name":"conversation rated","userId":"u"}"#);
+    let judgement = plan.judge(&page);
+    assert_eq!(
+        (judgement.version, judgement.violations.len()),
+        (UNPLANNED, 0)
+    );
+    assert_eq!(
+        judgement.planned.map(|it| it.name.as_str()),
+        Some("Conversation Rated")
+    );
+    let unplanned = track("Something Else", r#"{"a":1}"#);
+    let judgement = plan.judge(&unplanned);
+    assert_eq!((judgement.version, judgement.quarantine), (UNPLANNED, None));
+    assert_eq!(judgement.violations, []);
+}
+
+#[test]
+fn modes_allow_note_or_quarantine() {
+    let file = |mode: &str| {
+        format!(r#"{{"event":"A","version":3,"mode":"{mode}","schema":{{"required":["x"]}}}}"#)
+    };
+    let cases = [
+        ("allow", 0, None),
+        ("note", 1, None),
+        ("quarantine", 1, Some(Blocked::SchemaViolation)),
+    ];
+    for (mode, violations, blocked) in cases {
+        let plan = plan_of(&[("a.json", &file(mode))]).unwrap();
+        let bad = track("a", "{}");
+        let judgement = plan.judge(&bad);
+        assert_eq!(
+            (judgement.violations.len(), judgement.quarantine),
+            (violations, blocked)
+        );
+        let good = track("a", r#"{"x":1}"#);
+        assert_eq!(plan.judge(&good).quarantine, None);
+    }
+    let of = |mode: &str| format!(r#"{{"unplanned_events":"{mode}"}}"#);
+    let cases = [
+        ("allow", 0, None),
+        ("note", 1, None),
+        ("quarantine", 1, Some(Blocked::UnplannedEvent)),
+    ];
+    for (mode, violations, blocked) in cases {
+        let plan = plan_of(&[("plan.json", &of(mode)), ("a.json", &file("note"))]).unwrap();
+        let judged = track("B", "{}");
+        let judgement = plan.judge(&judged);
+        assert_eq!(
+            (judgement.violations.len(), judgement.quarantine),
+            (violations, blocked)
+        );
+    }
+}
+
+#[test]
+fn the_fingerprint_follows_what_is_said_and_not_how() {
+    let one = plan_of(&[("a.json", r#"{"event":"A","version":1}"#)]).unwrap();
+    let same = plan_of(&[("b.json", r#"{ "version" : 1, "event" : "A" }"#)]).unwrap();
+    let other = plan_of(&[("a.json", r#"{"event":"A","version":2}"#)]).unwrap();
+    assert_eq!(one.fingerprint(), same.fingerprint());
+    assert_ne!(one.fingerprint(), other.fingerprint());
+}
+
+#[test]
+fn files_that_cannot_be_a_plan_are_named_with_place_and_reason() {
+    let good = r#"{"event":"A","version":1}"#;
+    let cases: [(&[(&str, &str)], &str); 9] = [
+        (&[("a.json", "{")], "file `a.json`, `$`: EOF"),
+        (
+            &[("a.json", r#"{"event":"A"}"#)],
+            "`$`: missing field `version`",
+        ),
+        (
+            &[("a.json", r#"{"event":"A","version":1,"shema":{}}"#)],
+            "unknown field `shema`",
+        ),
+        (
+            &[("a.json", r#"{"event":"A","version":0}"#)],
+            "`$.version`: must be at least 1",
+        ),
+        (
+            &[("a.json", r#"{"event":" ","version":1}"#)],
+            "`$.event`: must be a name",
+        ),
+        (
+            &[("a.json", r#"{"event":"A","version":1,"actors":["boss"]}"#)],
+            "unknown variant `boss`",
+        ),
+        (
+            &[(
+                "a.json",
+                r#"{"event":"A","version":1,"schema":{"properties":{"x":{"type":"text"}}}}"#,
+            )],
+            "`$.schema.properties.x.type`: must be one or a list of",
+        ),
+        (
+            &[("a.json", good), ("b.json", r#"{"event":"a","version":1}"#)],
+            "file `b.json`, `$.event`: another file",
+        ),
+        (
+            &[
+                ("a.json", good),
+                ("plan.json", r#"{"common":{"x":{"type":7}}}"#),
+            ],
+            "file `plan.json`, `$.common.x.type`",
+        ),
+    ];
+    for (files, expected) in cases {
+        let error = plan_of(files).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let empty = tempfile::tempdir().unwrap();
+    let error = Plan::load(Some(empty.path())).unwrap_err().to_string();
+    assert!(error.contains("holds no JSON file"), "{error}");
+    let missing = empty.path().join("missing");
+    let error = Plan::load(Some(&missing)).unwrap_err().to_string();
+    assert!(error.contains("cannot be read"), "{error}");
+}

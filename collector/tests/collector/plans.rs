@@ -1,0 +1,195 @@
+//! Tracking plans that change while collectors run, crash and compete: each event is still in one
+//! table, and in one only.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use headwater_collector::commit::{CommitHook, CommitPoint, NoHook};
+use headwater_collector::plan::live::Reloaded;
+use headwater_protocol::{BatchReply, Record};
+
+use crate::faults::{Gate, KillAt};
+use crate::world::{Collector, EPOCH, World, acked, debatable};
+
+/// Keeps an event that lacks `method` out of `raw.events`.
+const STRICT: &str = "quarantine";
+/// Stores it and says what is wrong.
+const LENIENT: &str = "note";
+
+/// Writes a plan with one event; returns its directory.
+fn plan(world: &World, name: &str, mode: &str) -> PathBuf {
+    let directory = world.path(name);
+    std::fs::create_dir_all(&directory).unwrap();
+    let text = format!(
+        r#"{{"event":"Signed In","version":2,"mode":"{mode}","schema":{{"required":["method"]}}}}"#
+    );
+    std::fs::write(directory.join("signed_in.json"), text).unwrap();
+    directory
+}
+
+async fn collector(world: &World, mode: &str, hook: Arc<dyn CommitHook>) -> Collector {
+    let mut config = world.config();
+    config.plan.directory = plan(world, mode, mode);
+    world.collector_with(config, hook).await
+}
+
+/// Every third event lacks `method`: what becomes of it is a matter of the plan.
+fn is_debatable(sequence: u64) -> bool {
+    sequence.is_multiple_of(3)
+}
+
+fn records(range: std::ops::RangeInclusive<u64>) -> Vec<Record> {
+    range
+        .map(|sequence| debatable(sequence, is_debatable(sequence)))
+        .collect()
+}
+
+/// The collector dies between the two commits, and the next one has another plan. What the first has
+/// put into the quarantine stays there; what it has not, the second decides.
+async fn plan_changes_after_a_crash_between_the_commits(before: &str, after: &str) {
+    let world = World::new();
+    let kill = KillAt::new(CommitPoint::BetweenCommits);
+    let first = collector(&world, before, kill).await;
+    let agent = world.agent("agent-1", &first).await;
+    assert_eq!(agent.send_records(1, &records(1..=30)).await, None);
+    first.killed().await;
+    let second = collector(&world, after, Arc::new(NoHook)).await;
+    let agent = world.agent("agent-1", &second).await;
+    assert_eq!(agent.welcome.committed_through, 0);
+    // Other batch boundaries than before.
+    assert!(acked(agent.send_records(1, &records(1..=14)).await) >= 14);
+    assert_eq!(acked(agent.send_records(15, &records(15..=45)).await), 45);
+    // The plan of the first decides up to 30, where it was strict; the second's decides the rest.
+    let is_out = |sequence: &u64| {
+        let decided = if *sequence <= 30 && before == STRICT {
+            before
+        } else {
+            after
+        };
+        is_debatable(*sequence) && decided == STRICT
+    };
+    world
+        .assert_events("agent-1", (1..=45).filter(|seq| !is_out(seq)))
+        .await;
+    world
+        .assert_quarantine("agent-1", (1..=45).filter(is_out))
+        .await;
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_stricter_plan_has_quarantined_before_a_crash_is_not_stored_as_well() {
+    plan_changes_after_a_crash_between_the_commits(STRICT, LENIENT).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_milder_plan_let_through_before_a_crash_is_not_lost() {
+    plan_changes_after_a_crash_between_the_commits(LENIENT, STRICT).await;
+}
+
+/// As before, with an event in the batch that no plan lets through, so that the quarantine's watermark
+/// is ahead although the debatable events are in no table.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quarantine_watermark_that_is_ahead_hides_no_event() {
+    let world = World::new();
+    let with_a_bad_one = || {
+        let mut records = records(1..=30);
+        records[20] = crate::world::bad(21);
+        records
+    };
+    let kill = KillAt::new(CommitPoint::BetweenCommits);
+    let first = collector(&world, LENIENT, kill).await;
+    let agent = world.agent("agent-1", &first).await;
+    assert_eq!(agent.send_records(1, &with_a_bad_one()).await, None);
+    first.killed().await;
+    let second = collector(&world, STRICT, Arc::new(NoHook)).await;
+    let agent = world.agent("agent-1", &second).await;
+    assert_eq!(acked(agent.send_records(1, &with_a_bad_one()).await), 30);
+    let is_out = |sequence: &u64| is_debatable(*sequence) || *sequence == 21;
+    world
+        .assert_events("agent-1", (1..=30).filter(|seq| !is_out(seq)))
+        .await;
+    world
+        .assert_quarantine("agent-1", (1..=30).filter(is_out))
+        .await;
+    second.stop().await;
+}
+
+/// Two living collectors with different plans have the same batch; the first is held at `point` while
+/// the second commits. Whoever decides, decides for both tables.
+async fn plans_compete(point: CommitPoint, held: &str, other: &str) {
+    let world = World::new();
+    let gate = Gate::at(point);
+    let first = collector(&world, held, gate.clone()).await;
+    let second = collector(&world, other, Arc::new(NoHook)).await;
+    let to_first = world.agent("agent-1", &first).await;
+    let to_second = world.agent("agent-1", &second).await;
+    let slow = tokio::spawn(async move { to_first.send_records(1, &records(1..=30)).await });
+    gate.reached().await;
+    assert_eq!(acked(to_second.send_records(1, &records(1..=30)).await), 30);
+    gate.open();
+    assert_eq!(acked(slow.await.unwrap()), 30);
+    assert_eq!(world.watermark("agent-1", EPOCH).await, 30);
+    // The first has decided if it was held after its quarantine commit, and only if it made one.
+    let decided = match point {
+        CommitPoint::BetweenCommits if held == STRICT => held,
+        _ => other,
+    };
+    let is_out = |sequence: &u64| is_debatable(*sequence) && decided == STRICT;
+    world
+        .assert_events("agent-1", (1..=30).filter(|seq| !is_out(seq)))
+        .await;
+    world
+        .assert_quarantine("agent-1", (1..=30).filter(is_out))
+        .await;
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_plans_at_once_put_no_event_into_both_tables_or_none() {
+    for point in [CommitPoint::Planned, CommitPoint::BetweenCommits] {
+        plans_compete(point, STRICT, LENIENT).await;
+        plans_compete(point, LENIENT, STRICT).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_is_reloaded_between_two_batches() {
+    let world = World::new();
+    let mut config = world.config();
+    // Both batches wait for the same commit.
+    config.commit.interval_ms = 600_000;
+    config.plan.directory = plan(&world, "plan", LENIENT);
+    let running = world.collector_with(config, Arc::new(NoHook)).await;
+    let agent = world.agent("agent-1", &running).await;
+    // The first commit does not wait for an interval.
+    assert_eq!(acked(agent.send_records(1, &records(1..=3)).await), 3);
+    let live = running.running.plan();
+    let changes = async {
+        agent.until_staged(7).await;
+        plan(&world, "plan", STRICT);
+        assert_eq!(live.reload(), Reloaded::Applied);
+        assert_eq!(live.reload(), Reloaded::Unchanged);
+        let second = agent.post_records(7, &records(7..=9)).await;
+        agent.until_staged(10).await;
+        running.stop.cancel();
+        second.await
+    };
+    let (first, second) = (records(4..=6), changes);
+    let (first, second): (Option<BatchReply>, Option<BatchReply>) =
+        tokio::join!(agent.send_records(4, &first), second);
+    assert!(acked(first) >= 6);
+    assert_eq!(acked(second), 9);
+    running.running.finished().await.unwrap();
+    world
+        .assert_events("agent-1", (1..=9).filter(|sequence| *sequence != 9))
+        .await;
+    world.assert_quarantine("agent-1", std::iter::once(9)).await;
+    // Each plan decided under its own fence.
+    for table in [world.events().await, world.quarantine().await] {
+        let fence = &table.metadata().properties()["headwater.plan.fence"];
+        let fingerprint = live.now().fingerprint().to_owned();
+        assert_eq!(*fence, format!("2 {fingerprint}"));
+    }
+}
