@@ -17,6 +17,8 @@
 //! commit     everything staged → one snapshot with rows and watermarks → read back → acks
 //! ```
 //!
+//! Beside the path, `quarantine` lists, shows and replays what could not be accepted.
+//!
 //! Promise: the collector keeps nothing on disk. An ack means "committed to Iceberg and read back"
 //! (EO-2), so a collector that dies loses nothing and any other can take over at any moment.
 
@@ -30,6 +32,7 @@ pub mod intake;
 mod ledger;
 pub mod metrics;
 pub mod plan;
+pub mod quarantine;
 mod readiness;
 mod refusal;
 mod room;

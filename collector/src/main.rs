@@ -6,8 +6,9 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use headwater_collector::plan::Plan;
+use headwater_collector::quarantine::command::QuarantineCommand;
 use headwater_collector::{Config, start};
 use headwater_service::cli::{self, CommonArgs};
 use headwater_service::clock::SystemClock;
@@ -22,6 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 Examples:
   headwater-collector --config deploy/config/collector.toml
   headwater-collector --config collector.toml --check-config
+  headwater-collector quarantine list --config collector.toml
   HEADWATER__COMMIT__INTERVAL_MS=1000 headwater-collector --config collector.toml
 
 SIGHUP reads the tracking plan again and looks at the certificate files, which are looked at every
@@ -32,6 +34,16 @@ Exit codes: 0 stopped by a signal, 1 failed while running, 2 arguments or config
 struct Arguments {
     #[command(flatten)]
     common: CommonArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What to do; without a command, the collector runs.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Look at what could not be accepted, and add what has become valid
+    #[command(subcommand)]
+    Quarantine(QuarantineCommand),
 }
 
 fn main() -> ExitCode {
@@ -51,9 +63,23 @@ fn main() -> ExitCode {
         return ExitCode::from(cli::EXIT_OK);
     }
     logging::init(&config.log);
+    if let Some(Command::Quarantine(command)) = arguments.command {
+        return quarantine(command, &config);
+    }
     match run(config) {
         Ok(()) => ExitCode::from(cli::EXIT_OK),
         Err(error) => cli::fail(cli::EXIT_FAILED, &*error),
+    }
+}
+
+#[tokio::main]
+async fn quarantine(command: QuarantineCommand, config: &Config) -> ExitCode {
+    match command.execute(config).await {
+        Ok(answer) => {
+            print!("{answer}");
+            ExitCode::from(cli::EXIT_OK)
+        }
+        Err(error) => cli::fail(cli::EXIT_FAILED, &error),
     }
 }
 

@@ -15,19 +15,11 @@
 //! Promise (EO-1, EO-3), whatever each collector's plan says: the one with the lower number is refused
 //! by the table that the other has fenced, or has committed before it, and then the other sees it: in
 //! the watermark of `raw.events`, or among the rows of `raw.quarantine` above that watermark, which are
-//! read where there can be some ([`quarantined`]) and honoured. `docs/exactly-once.md` has the argument.
+//! read where there can be some and honoured. `docs/exactly-once.md` has the argument.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use arrow::array::AsArray;
-use arrow::datatypes::Int64Type;
-use futures::TryStreamExt;
-use headwater_protocol::Sequence;
 use headwater_tables::Table;
-use iceberg::expr::Reference;
-use iceberg::spec::Datum;
-
-use crate::ledger::Key;
 
 /// Property of both tables.
 const FENCE: &str = "headwater.plan.fence";
@@ -92,31 +84,6 @@ pub(crate) fn step(events: &Fence, quarantine: &Fence, plan: &str) -> Step {
         debug_assert_eq!(quarantine, events, "a number has one plan");
         Step::Decide
     }
-}
-
-/// Returns which sequences of `key` in (`after`, `through`] are rows of `raw.quarantine`.
-///
-/// # Errors
-/// When the rows cannot be read; try again later.
-pub(crate) async fn quarantined(
-    table: &Table,
-    key: &Key,
-    after: Sequence,
-    through: Sequence,
-) -> Result<BTreeSet<Sequence>, iceberg::Error> {
-    let of_key = Reference::new("_agent_id")
-        .equal_to(Datum::string(key.agent.as_str()))
-        .and(Reference::new("_epoch").equal_to(Datum::long(key.epoch.cast_signed())))
-        .and(Reference::new("_sequence").greater_than(Datum::long(after.cast_signed())))
-        .and(Reference::new("_sequence").less_than_or_equal_to(Datum::long(through.cast_signed())));
-    let scan = table.scan().with_filter(of_key).select(["_sequence"]);
-    let mut rows = scan.build()?.to_arrow().await?;
-    let mut found = BTreeSet::new();
-    while let Some(rows) = rows.try_next().await? {
-        let sequences = rows.column(0).as_primitive::<Int64Type>().values();
-        found.extend(sequences.iter().map(|sequence| sequence.cast_unsigned()));
-    }
-    Ok(found)
 }
 
 #[cfg(test)]

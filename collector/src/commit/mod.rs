@@ -40,6 +40,7 @@ use crate::config::CommitConfig;
 use crate::ledger::{Committed, Key, Ledger};
 use crate::metrics as names;
 use crate::plan::Plan;
+use crate::quarantine::sequences_of;
 use crate::readiness::Readiness;
 use crate::room::Memory;
 use crate::series::Companies;
@@ -580,7 +581,7 @@ async fn quarantined(head: &Head, after: Reached) -> Result<Quarantined, RoundEr
     for (key, after) in after {
         let through = head.marks.get(key.agent.as_str(), key.epoch);
         if through > after {
-            let sequences = fence::quarantined(&head.base, &key, after, through).await;
+            let sequences = sequences_of(&head.base, &key, after, through).await;
             let sequences = sequences.map_err(|error| RoundError::Quarantine(Box::new(error)))?;
             found.insert(key, sequences);
         }

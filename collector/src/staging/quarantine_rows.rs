@@ -297,7 +297,7 @@ impl QuarantineRows {
 }
 
 /// Returns the value of the `source_kind` column.
-fn source_kind_name(kind: SourceKind) -> &'static str {
+pub(crate) fn source_kind_name(kind: SourceKind) -> &'static str {
     match kind {
         SourceKind::Server => "server",
         SourceKind::Browser => "browser",

@@ -14,6 +14,7 @@ mod hostile;
 mod operation;
 mod plans;
 mod postgres;
+mod quarantine;
 mod suite;
 mod world;
 

@@ -20,7 +20,7 @@ pub struct Totals {
     pub rows: u64,
     /// Distinct (company, message id) among them.
     pub distinct: u64,
-    /// Rows of `raw.quarantine`.
+    /// Rows of `raw.quarantine` whose event was not replayed into `raw.events`.
     pub quarantined: u64,
 }
 
@@ -40,7 +40,10 @@ impl Totals {
             .await?;
         let quarantined = query
             .numbers(&format!(
-                "SELECT count(*) FROM raw.quarantine WHERE {source}"
+                "SELECT count(*) FROM raw.quarantine AS q
+                 LEFT ANTI JOIN raw.events AS e ON e._agent_id = q._agent_id
+                   AND e._epoch = q._epoch AND e._sequence = q._sequence
+                 WHERE q.{source}"
             ))
             .await?;
         Ok(Self {

@@ -148,11 +148,13 @@ fn watermarks(raw: &Table) -> Result<String, NightError> {
 }
 
 /// Compaction may move rows that are covered into files that are new: the watermarks tell them apart
-/// exactly, because everything at or below a watermark was committed with it (EO-3).
+/// exactly, because everything at or below a watermark was committed with it (EO-3). Only a replay of the
+/// quarantine adds rows below a watermark; their batch id says so, and they are never left out.
 const ADDED_EVENTS: &str = "
     SELECT e.* FROM added_files AS e
     LEFT ANTI JOIN covered AS c
-      ON c.agent = e._agent_id AND c.epoch = e._epoch AND e._sequence <= c.sequence";
+      ON c.agent = e._agent_id AND c.epoch = e._epoch AND e._sequence <= c.sequence
+        AND NOT starts_with(e.ingest_batch_id, 'replay:')";
 
 const TOUCHED_CONVERSATIONS: &str = "
     WITH keys AS (SELECT DISTINCT company_id, message_id FROM added_events)

@@ -66,6 +66,22 @@ async fn an_earlier_copy_that_arrives_later_wins_and_moves_the_event() {
     assert_eq!(days, ["2026-11-18|1"]);
 }
 
+/// A replay of the quarantine adds rows below the watermarks that `core.events` covers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replayed_event_is_taken_in_although_its_position_was_passed() {
+    let world = World::new().await;
+    let event = |id: &str| Ev::new("Feature Used", "2026-11-19T10:00:00Z").id(id);
+    world.events(&[event("a"), event("b")]).await;
+    world.night(NIGHT).await;
+    world.replayed(event("late"), 1).await;
+    let ids = "SELECT message_id, copies FROM core.events ORDER BY 1";
+    assert_eq!(world.query("SELECT count(*) FROM events").await, ["3"]);
+    world.night(NIGHT).await;
+    assert_eq!(world.query(ids).await, ["a|1", "b|1", "late|1"]);
+    world.night(NIGHT).await;
+    assert_eq!(world.query(ids).await, ["a|1", "b|1", "late|1"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn ties_go_to_the_lowest_agent_epoch_and_sequence() {
     let world = World::new().await;

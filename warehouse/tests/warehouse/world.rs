@@ -199,7 +199,7 @@ impl World {
         let first = self
             .sequence
             .fetch_add(events.len() as i64, Ordering::SeqCst);
-        let rows = batch(events, first);
+        let rows = batch(events, first, "b");
         self.committed.lock().unwrap().push(rows.clone());
         let before = Watermarks::of(&table).unwrap();
         let mut after = before.clone();
@@ -213,6 +213,15 @@ impl World {
             ..Change::default()
         };
         catalog.commit(&table, change).await.unwrap();
+    }
+
+    /// Adds an event as a replay of the quarantine does: at a position that the watermark has passed.
+    pub(crate) async fn replayed(&self, event: Ev, sequence: i64) {
+        let catalog = Catalog::open(&self.config.catalog).await.unwrap();
+        let table = catalog.load(&RAW_EVENTS).await.unwrap();
+        let rows = batch(&[event], sequence, "replay:agent-1/1/1");
+        let files = write::write_batches(&table, vec![rows]).await.unwrap();
+        catalog.commit(&table, Change::append(files)).await.unwrap();
     }
 
     /// Rewrites all of `raw.events` as maintenance does: the same rows in new files.
@@ -307,7 +316,7 @@ fn lines(batch: &RecordBatch) -> Vec<String> {
 }
 
 /// Returns the rows as the collector would stage them.
-fn batch(events: &[Ev], first_sequence: i64) -> RecordBatch {
+fn batch(events: &[Ev], first_sequence: i64, batch_id: &str) -> RecordBatch {
     let text = |read: &dyn Fn(&Ev) -> Option<String>| -> ArrayRef {
         Arc::new(events.iter().map(read).collect::<StringArray>())
     };
@@ -346,7 +355,7 @@ fn batch(events: &[Ev], first_sequence: i64) -> RecordBatch {
                     .collect::<Int32Array>(),
             ),
         ),
-        ("ingest_batch_id", constant("b")),
+        ("ingest_batch_id", constant(batch_id)),
         ("_agent_id", text(&|event| Some(event.agent.clone()))),
         ("_epoch", Arc::new(Int64Array::from(vec![1; count]))),
         ("_sequence", Arc::new(sequences)),

@@ -1,0 +1,263 @@
+//! The quarantine is listed and replayed: what has become valid is stored once, whatever happens.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use arrow::array::AsArray;
+use clap::Parser as _;
+use futures::TryStreamExt;
+use headwater_collector::commit::NoHook;
+use headwater_collector::plan::Plan;
+use headwater_collector::quarantine::command::{QuarantineCommand, list};
+use headwater_collector::quarantine::replay::{ReplayPoint, Replayed, replay};
+use headwater_collector::quarantine::{Filter, QuarantineError};
+use headwater_protocol::{Record, SourceKind};
+use headwater_tables::Catalog;
+
+use crate::world::{World, acked, bad, debatable};
+
+/// Every third event lacks `method`, 4 and 11 lack an identity.
+fn records() -> Vec<Record> {
+    let record = |sequence: u64| match sequence {
+        4 | 11 => bad(sequence),
+        _ => Record {
+            source_kind: SourceKind::Browser,
+            skew_ms: Some(90_000),
+            ..debatable(sequence, is_debatable(sequence))
+        },
+    };
+    (1..=30).map(record).collect()
+}
+
+fn is_debatable(sequence: u64) -> bool {
+    sequence.is_multiple_of(3)
+}
+
+fn is_bad(sequence: u64) -> bool {
+    sequence == 4 || sequence == 11
+}
+
+fn write_plan(directory: &Path, mode: &str) {
+    std::fs::create_dir_all(directory).unwrap();
+    let schema = r#"{"properties":{"method":{"type":"string"}},"required":["method"]}"#;
+    let text = format!(r#"{{"event":"Signed In","version":1,"mode":"{mode}","schema":{schema}}}"#);
+    std::fs::write(directory.join("signed_in.json"), text).unwrap();
+}
+
+/// A world whose quarantine holds what a strict plan kept out, and the plan that lets it in.
+async fn quarantined() -> (World, Arc<Plan>, Arc<Plan>) {
+    let world = World::new();
+    let mut config = world.config();
+    config.plan.directory = world.path("plan");
+    write_plan(&world.path("plan"), "quarantine");
+    let strict = Plan::load(Some(&world.path("plan"))).unwrap();
+    let collector = world.collector_with(config, Arc::new(NoHook)).await;
+    let agent = world.agent("agent-1", &collector).await;
+    assert_eq!(acked(agent.send_records(1, &records()).await), 30);
+    collector.stop().await;
+    write_plan(&world.path("plan"), "note");
+    let lenient = Plan::load(Some(&world.path("plan"))).unwrap();
+    (world, strict, lenient)
+}
+
+async fn catalog(world: &World) -> Catalog {
+    Catalog::open(&world.config().catalog).await.unwrap()
+}
+
+async fn replay_all(world: &World, plan: &Plan) -> Replayed {
+    let catalog = catalog(world).await;
+    let done = replay(&catalog, plan, &Filter::default(), false, &|_| true).await;
+    done.unwrap()
+}
+
+async fn assert_replayed(world: &World) {
+    world
+        .assert_events("agent-1", (1..=30).filter(|seq| !is_bad(*seq)))
+        .await;
+    // The evidence stays.
+    world
+        .assert_quarantine(
+            "agent-1",
+            (1..=30).filter(|seq| is_bad(*seq) || is_debatable(*seq)),
+        )
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_become_valid_is_added_once_however_often_it_is_replayed() {
+    let (world, strict, lenient) = quarantined().await;
+    let done = replay_all(&world, &strict).await;
+    assert_eq!((done.added, done.present), (0, 0));
+    assert_eq!(done.refused["tracking plan"], 10);
+    assert_eq!(done.refused["identity_missing"], 2);
+    let catalog = catalog(&world).await;
+    let filter = Filter::default();
+    let dry = replay(&catalog, &lenient, &filter, true, &|_| true)
+        .await
+        .unwrap();
+    assert_eq!(dry.added, 10);
+    world
+        .assert_events(
+            "agent-1",
+            (1..=30).filter(|seq| !is_bad(*seq) && !is_debatable(*seq)),
+        )
+        .await;
+    let open = |listed: &[(_, bool)]| listed.iter().filter(|(_, is_open)| *is_open).count();
+    assert_eq!(open(&list(&catalog, &filter, 100).await.unwrap()), 12);
+    let done = replay_all(&world, &lenient).await;
+    assert_eq!((done.added, done.present), (10, 0));
+    assert_replayed(&world).await;
+    let done = replay_all(&world, &lenient).await;
+    assert_eq!((done.added, done.present), (0, 10));
+    assert_replayed(&world).await;
+    let listed = list(&catalog, &filter, 100).await.unwrap();
+    assert_eq!((listed.len(), open(&listed)), (12, 2));
+    assert_eq!(list(&catalog, &filter, 5).await.unwrap().len(), 5);
+    let one = Filter {
+        ids: vec![format!("agent-1/{}/3", crate::world::EPOCH)],
+        ..Filter::default()
+    };
+    let listed = list(&catalog, &one, 5).await.unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0].0.event_name.as_deref(), Some("Signed In"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_line_shows_reason_and_bytes_and_says_what_is_open() {
+    let (world, _, _) = quarantined().await;
+    let mut config = world.config();
+    config.plan.directory = world.path("plan");
+    let execute = async |line: &str| {
+        let words = line.split(' ');
+        let command = Words::try_parse_from(words).unwrap().command;
+        command.execute(&config).await
+    };
+    let id = format!("agent-1/{}/3", crate::world::EPOCH);
+    let shown = execute(&format!("quarantine show {id}")).await.unwrap();
+    assert!(shown.contains("status  open"), "{shown}");
+    assert!(shown.contains("$.properties.method: required"), "{shown}");
+    assert!(shown.contains("\"messageId\": \"m-3\""), "{shown}");
+    let listed = execute("quarantine list --type schema_violation --json").await;
+    let listed = listed.unwrap();
+    assert_eq!(listed.lines().count(), 10);
+    assert!(
+        listed
+            .lines()
+            .all(|line| line.contains("\"status\":\"open\""))
+    );
+    let dry = execute(&format!("quarantine replay --id {id} --dry-run")).await;
+    assert!(dry.unwrap().starts_with("1 events would be added"));
+    let done = execute("quarantine replay --since 2020-01-01T00:00:00Z").await;
+    let done = done.unwrap();
+    assert!(done.starts_with("10 events added"), "{done}");
+    assert!(done.contains("2  identity_missing"), "{done}");
+    let shown = execute(&format!("quarantine show {id}")).await.unwrap();
+    assert!(shown.contains("status  replayed"), "{shown}");
+    let listed = execute("quarantine list --company other").await.unwrap();
+    assert_eq!(listed, "nothing in quarantine\n");
+    for id in ["agent-1/1/1", "agent-1/x/1", "nonsense"] {
+        let error = execute(&format!("quarantine show {id}")).await;
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("has no row"), "{error}");
+    }
+}
+
+/// The words of a command line.
+#[derive(Debug, clap::Parser)]
+struct Words {
+    #[command(subcommand)]
+    command: QuarantineCommand,
+}
+
+/// A replayed row is what the collector would have written, but for the name of its batch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replayed_row_is_the_row_that_the_event_would_have_had() {
+    let (replayed, _, lenient) = quarantined().await;
+    replay_all(&replayed, &lenient).await;
+    let direct = World::new();
+    let mut config = direct.config();
+    config.plan.directory = replayed.path("plan");
+    let collector = direct.collector_with(config, Arc::new(NoHook)).await;
+    let agent = direct.agent("agent-1", &collector).await;
+    assert_eq!(acked(agent.send_records(1, &records()).await), 30);
+    collector.stop().await;
+    let (left, right) = (rows(&replayed).await, rows(&direct).await);
+    assert_eq!(left.len(), 28);
+    assert_eq!(left, right);
+}
+
+/// Every column of every row but `ingest_batch_id`, as text, in order.
+async fn rows(world: &World) -> Vec<String> {
+    let table = world.events().await;
+    let batches = table.scan().build().unwrap().to_arrow().await.unwrap();
+    let mut rows = Vec::new();
+    for batch in batches.try_collect::<Vec<_>>().await.unwrap() {
+        let batch_ids = batch.column_by_name("ingest_batch_id").unwrap().clone();
+        let batch_ids = batch_ids.as_string::<i32>();
+        for row in 0..batch.num_rows() {
+            let one = batch.slice(row, 1);
+            let text = arrow::util::pretty::pretty_format_batches(&[one]).unwrap();
+            let text = text.to_string().replace(batch_ids.value(row), "");
+            rows.push(text.split_whitespace().collect::<Vec<_>>().join(" "));
+        }
+    }
+    // Borders of the printed tables follow the length of what was taken out.
+    let mut rows: Vec<String> = rows.iter().map(|row| row.replace(['-', '+'], "")).collect();
+    rows.sort();
+    rows
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replay_that_is_killed_anywhere_is_finished_by_the_next() {
+    for point in [
+        ReplayPoint::Judged,
+        ReplayPoint::Written,
+        ReplayPoint::Committed,
+    ] {
+        let (world, _, lenient) = quarantined().await;
+        let catalog = catalog(&world).await;
+        let hook = |at| at != point;
+        let ended = replay(&catalog, &lenient, &Filter::default(), false, &hook).await;
+        assert!(matches!(ended, Err(QuarantineError::Killed(at)) if at == point));
+        let done = replay_all(&world, &lenient).await;
+        assert_eq!(done.added + done.present, 10);
+        assert_eq!(done.added == 0, point == ReplayPoint::Committed);
+        assert_replayed(&world).await;
+    }
+}
+
+/// Both have the same base when they commit: one is refused, looks again, and finds it done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_replays_at_once_add_every_event_once() {
+    let (world, _, lenient) = quarantined().await;
+    let (one, two) = (catalog(&world).await, catalog(&world).await);
+    let waiting = AtomicUsize::new(0);
+    let meet = |point| {
+        if point == ReplayPoint::Written && waiting.fetch_add(1, Ordering::SeqCst) < 2 {
+            tokio::task::block_in_place(|| {
+                while waiting.load(Ordering::SeqCst) < 2 {
+                    std::thread::yield_now();
+                }
+            });
+        }
+        true
+    };
+    let filter = Filter::default();
+    std::thread::scope(|scope| {
+        let handle = tokio::runtime::Handle::current();
+        let run = |catalog: Catalog| {
+            let (handle, lenient, filter, meet) = (handle.clone(), &lenient, &filter, &meet);
+            scope.spawn(move || {
+                handle
+                    .block_on(replay(&catalog, lenient, filter, false, meet))
+                    .unwrap()
+            })
+        };
+        let (one, two) = (run(one), run(two));
+        let (one, two) = (one.join().unwrap(), two.join().unwrap());
+        assert_eq!(one.added + two.added, 10);
+        assert_eq!(one.present + two.present, 10);
+    });
+    assert_replayed(&world).await;
+}
