@@ -128,13 +128,15 @@ pub struct Running {
     /// Told when the certificate files should be looked at now, as at SIGHUP.
     pub reload: Arc<Notify>,
     plan: LivePlan,
+    catalog: Catalog,
     supervisor: JoinHandle<Result<(), RunError>>,
 }
 
 impl Running {
-    /// Returns the plan in force, which can be read again while the collector runs.
-    pub fn plan(&self) -> LivePlan {
-        self.plan.clone()
+    /// Returns the plan in force and the catalog, with which it can be read again while the collector
+    /// runs.
+    pub fn plan(&self) -> (LivePlan, Catalog) {
+        (self.plan.clone(), self.catalog.clone())
     }
 
     /// Waits until the stop token was cancelled and everything ended within its bound.
@@ -180,6 +182,7 @@ pub async fn start_with(
     let certificates = Certificates::read(&config, clock.clone())?;
     let plan = LivePlan::open(config.plan.directory())?;
     let catalog = open_catalog(&config).await?;
+    plan.now().ensure_columns(&catalog).await?;
     let admin_listener = admin::listen(config.admin.listen, "the admin endpoint").await?;
     let tls = quinn::ServerConfig::clone(&certificates.current().server);
     let endpoint = listen(tls, config.quic.listen)?;
@@ -188,7 +191,7 @@ pub async fn start_with(
 
     let parts = EngineParts {
         config,
-        catalog,
+        catalog: catalog.clone(),
         clock,
         chance: SystemChance::shared(),
         hook,
@@ -209,6 +212,7 @@ pub async fn start_with(
         admin_address,
         reload,
         plan,
+        catalog,
         supervisor,
     })
 }
@@ -219,9 +223,8 @@ async fn open_catalog(config: &Config) -> Result<Catalog, StartError> {
         source,
     };
     let catalog = Catalog::open(&config.catalog).await.map_err(failed)?;
-    for spec in [schema::raw_events(), schema::raw_quarantine()] {
-        catalog.ensure(&spec).await.map_err(failed)?;
-    }
+    let quarantine = schema::raw_quarantine();
+    catalog.ensure(&quarantine).await.map_err(failed)?;
     Ok(catalog)
 }
 

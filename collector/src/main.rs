@@ -89,15 +89,12 @@ async fn run(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     // From now on a SIGHUP is never what ends the process; one that comes during the start waits.
     let mut hangup = signal(SignalKind::hangup())?;
     let running = start(config, SystemClock::shared(), stop).await?;
-    let (certificates, plan) = (Arc::clone(&running.reload), running.plan());
+    let certificates = Arc::clone(&running.reload);
+    let (plan, catalog) = running.plan();
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
             certificates.notify_one();
-            let plan = plan.clone();
-            // Files are read; what came of it is logged and counted.
-            tokio::task::spawn_blocking(move || plan.reload())
-                .await
-                .ok();
+            plan.reload(&catalog).await;
         }
     });
     running.finished().await?;

@@ -14,6 +14,7 @@ pub mod commit;
 pub mod metrics;
 pub mod name;
 pub mod partitions;
+pub mod promoted;
 pub mod schema;
 pub mod watermark;
 pub mod write;

@@ -78,7 +78,7 @@ impl FromStr for TableName {
     }
 }
 
-fn is_identifier(text: &str) -> bool {
+pub(crate) fn is_identifier(text: &str) -> bool {
     let starts_well = text
         .bytes()
         .next()

@@ -3,8 +3,11 @@
 //! Not on an event's path: read at start and at a reload. Promise: a directory is a plan or it is
 //! refused with the file, the place in it and the reason.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use headwater_tables::CatalogError;
+use headwater_tables::promoted::ColumnType;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -48,6 +51,9 @@ pub(super) struct EventFile {
     pub(super) actors: Vec<Actor>,
     #[serde(default)]
     pub(super) schema: Value,
+    /// Properties that get a column of their own.
+    #[serde(default)]
+    pub(super) promote: BTreeMap<String, ColumnType>,
 }
 
 /// The file [`COMMON_FILE`].
@@ -62,6 +68,8 @@ pub(super) struct CommonFile {
     /// Schemas of properties that every event may have.
     #[serde(default)]
     pub(super) common: Map<String, Value>,
+    #[serde(default)]
+    pub(super) promote: BTreeMap<String, ColumnType>,
 }
 
 fn allow() -> Mode {
@@ -89,6 +97,9 @@ pub enum PlanError {
         #[source]
         error: SchemaError,
     },
+    /// The columns that it promotes cannot be added to `raw.events`.
+    #[error("tracking plan: `raw.events` cannot have the promoted columns: {0}")]
+    Columns(#[source] Box<CatalogError>),
     /// The directory holds no event.
     #[error("tracking plan: `{path}` holds no JSON file of an event; check [plan] directory")]
     Empty {

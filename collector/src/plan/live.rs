@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use headwater_tables::{Catalog, blocking};
 use parking_lot::RwLock;
 
 use super::{Plan, PlanError};
@@ -58,10 +59,10 @@ impl LivePlan {
         Arc::clone(&self.plan.read())
     }
 
-    /// Reads the files again and puts what they say in force. Reads from the disk. Logs and counts
-    /// what came of it.
-    pub fn reload(&self) -> Reloaded {
-        let result = match Plan::load(self.directory.as_deref()) {
+    /// Reads the files again, adds the columns that they promote to `raw.events`, and puts what they say
+    /// in force. Logs and counts what came of it.
+    pub async fn reload(&self, catalog: &Catalog) -> Reloaded {
+        let result = match self.read(catalog).await {
             Err(error) => {
                 let reason = error.to_string();
                 tracing::error!(reason, "reload refused; the plan before it stays in force");
@@ -71,6 +72,14 @@ impl LivePlan {
         };
         metrics::counter!(names::PLAN_RELOADS, "result" => result.as_str()).increment(1);
         result
+    }
+
+    async fn read(&self, catalog: &Catalog) -> Result<Arc<Plan>, PlanError> {
+        let directory = self.directory.clone();
+        let plan = blocking(move || Plan::load(directory.as_deref())).await;
+        let plan = plan.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))?;
+        plan.ensure_columns(catalog).await?;
+        Ok(plan)
     }
 
     /// Puts `plan` in force.
@@ -89,29 +98,42 @@ impl LivePlan {
 
 #[cfg(test)]
 mod tests {
+    use headwater_tables::CatalogConfig;
+    use headwater_tables::promoted::ColumnType;
+
     use super::*;
 
-    #[test]
-    fn a_plan_is_taken_up_whole_or_not_at_all() {
+    #[tokio::test]
+    async fn a_plan_is_taken_up_whole_or_not_at_all() {
         let directory = tempfile::tempdir().unwrap();
+        let config = CatalogConfig::local(directory.path());
+        let catalog = Catalog::open(&config).await.unwrap();
         let write = |name: &str, text: &str| {
             std::fs::write(directory.path().join(name), text).unwrap();
         };
         write("a.json", r#"{"event":"A","version":1}"#);
         let live = LivePlan::open(Some(directory.path().to_owned())).unwrap();
         assert_eq!(live.now().lookup("a").unwrap().version, 1);
-        assert_eq!(live.reload(), Reloaded::Unchanged);
+        assert_eq!(live.reload(&catalog).await, Reloaded::Unchanged);
         // One good change and one file that cannot be: neither counts.
         write("a.json", r#"{"event":"A","version":2}"#);
         write(
             "b.json",
             r#"{"event":"B","version":1,"schema":{"pattern":"x"}}"#,
         );
-        assert_eq!(live.reload(), Reloaded::Invalid);
+        assert_eq!(live.reload(&catalog).await, Reloaded::Invalid);
         assert_eq!(live.now().lookup("a").unwrap().version, 1);
         write("b.json", r#"{"event":"B","version":1}"#);
-        assert_eq!(live.reload(), Reloaded::Applied);
+        assert_eq!(live.reload(&catalog).await, Reloaded::Applied);
         assert_eq!(live.now().lookup("a").unwrap().version, 2);
         assert_eq!(live.now().events(), 2);
+        // A column keeps its type: a plan that wants another one is refused.
+        let promote =
+            |name: &str| format!(r#"{{"event":"B","version":1,"promote":{{"x":"{name}"}}}}"#);
+        write("b.json", &promote("long"));
+        assert_eq!(live.reload(&catalog).await, Reloaded::Applied);
+        write("b.json", &promote("string"));
+        assert_eq!(live.reload(&catalog).await, Reloaded::Invalid);
+        assert_eq!(live.now().promoted()[0].column_type, ColumnType::Long);
     }
 }

@@ -16,6 +16,8 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 use headwater_protocol::{Event, EventType};
+use headwater_tables::promoted::{self, ColumnType, PROMOTED_MAX, Promoted};
+use headwater_tables::{Catalog, CatalogError};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -50,6 +52,8 @@ pub struct Plan {
     /// Events by their normalised name.
     events: HashMap<String, Planned>,
     unplanned_events: Mode,
+    /// In order of their names.
+    promoted: Vec<Promoted>,
     fingerprint: String,
 }
 
@@ -112,9 +116,12 @@ impl Plan {
         }
         let mut events = HashMap::new();
         let mut digests = BTreeMap::new();
+        let mut promoted = BTreeMap::new();
+        promote(COMMON_FILE, &common.promote, &mut promoted)?;
         for (name, text) in files.iter().filter(|(name, _)| name != COMMON_FILE) {
             let (parsed, value) = file::parse::<EventFile>(name, text)?;
             let key = key(&parsed.event);
+            promote(name, &parsed.promote, &mut promoted)?;
             let planned = Planned::compile(name, parsed, &common)?;
             if events.insert(key.clone(), planned).is_some() {
                 let reason = "another file has an event of this name";
@@ -130,6 +137,10 @@ impl Plan {
         Ok(Self {
             events,
             unplanned_events,
+            promoted: promoted
+                .into_iter()
+                .map(|(name, column_type)| Promoted { name, column_type })
+                .collect(),
             fingerprint: fingerprint.collect(),
         })
     }
@@ -137,6 +148,26 @@ impl Plan {
     /// Names this plan: plans with the same fingerprint judge every event alike.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// Returns the properties that have a column of their own.
+    pub fn promoted(&self) -> &[Promoted] {
+        &self.promoted
+    }
+
+    /// Adds the columns of this plan to `raw.events`; makes the table when it is missing. Rows that this
+    /// plan has judged can be written afterwards.
+    ///
+    /// # Errors
+    /// [`PlanError::Columns`], for one when a column is there with another type.
+    pub async fn ensure_columns(&self, catalog: &Catalog) -> Result<(), PlanError> {
+        let failed = |error| PlanError::Columns(Box::new(error));
+        let spec = promoted::raw_events_with(&self.promoted).map_err(CatalogError::from);
+        catalog
+            .ensure(&spec.map_err(failed)?)
+            .await
+            .map_err(failed)?;
+        Ok(())
     }
 
     /// Returns how many events the plan has.
@@ -177,13 +208,55 @@ impl Plan {
         if planned.mode == Mode::Allow {
             return judgement;
         }
-        judgement.violations = planned.schema.check(&event.properties, "$.properties");
-        let mut names = event.properties.keys();
-        judgement.has_unplanned_properties = names.any(|name| !planned.schema.names(name));
+        let found = planned.schema.check(&event.properties, "$.properties");
+        judgement.violations = found.violations;
+        judgement.has_unplanned_properties = found.has_unplanned;
         let is_blocked = planned.mode == Mode::Quarantine && !judgement.violations.is_empty();
         judgement.quarantine = is_blocked.then_some(Blocked::SchemaViolation);
+        // A column that stays empty is noted, and is no reason to keep an event out.
+        self.note_promoted(event, &mut judgement.violations);
         judgement
     }
+
+    fn note_promoted(&self, event: &Event, violations: &mut Vec<Violation>) {
+        for Promoted { name, column_type } in &self.promoted {
+            let value = event.properties.get(name);
+            let Some(value) = value.filter(|value| !column_type.holds(value)) else {
+                continue;
+            };
+            let path = format!("$.properties.{name}");
+            if violations.iter().all(|violation| violation.path != path) {
+                violations.push(Violation {
+                    path,
+                    keyword: "promote",
+                    expected: column_type.as_str().to_owned(),
+                    actual_type: schema::type_name(value),
+                });
+            }
+        }
+    }
+}
+
+/// Adds the columns that a file promotes.
+fn promote(
+    file: &str,
+    wanted: &BTreeMap<String, ColumnType>,
+    promoted: &mut BTreeMap<String, ColumnType>,
+) -> Result<(), PlanError> {
+    for (name, column_type) in wanted {
+        let wrong = |reason| PlanError::file(file, &format!("$.promote.{name}"), reason);
+        promoted::check_name(name).map_err(wrong)?;
+        let before = promoted.insert(name.clone(), *column_type);
+        if before.is_some_and(|before| before != *column_type) {
+            return Err(wrong("another file promotes it as another type".to_owned()));
+        }
+        if promoted.len() > PROMOTED_MAX {
+            return Err(wrong(format!(
+                "a plan promotes at most {PROMOTED_MAX} properties"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The violation of an event that no file names.

@@ -337,17 +337,12 @@ impl Schema {
         Ok(())
     }
 
-    /// Returns whether the schema speaks of this property.
-    pub(crate) fn names(&self, property: &str) -> bool {
-        self.properties.contains_key(property)
-    }
-
     /// Returns what of `object`, whose path is `path`, is not as the schema says; at most
     /// [`VIOLATIONS_MAX`].
-    pub(crate) fn check(&self, object: &Map<String, Value>, path: &str) -> Vec<Violation> {
+    pub(crate) fn check(&self, object: &Map<String, Value>, path: &str) -> Found {
         let mut found = Found::default();
         self.check_object(object, &Path::Root(path), &mut found);
-        found.0
+        found
     }
 
     fn check_value(&self, value: &Value, path: &Path<'_>, found: &mut Found) {
@@ -413,6 +408,7 @@ impl Schema {
                 (Some((name, schema)), _) => {
                     schema.check_value(value, &Path::Property(path, name), found);
                 }
+                (None, None) if matches!(path, Path::Root(_)) => found.has_unplanned = true,
                 (None, None) => {}
                 // The name is the event's: it may be anything, so it is not repeated.
                 (None, Some(Additional::None)) => {
@@ -451,7 +447,7 @@ fn is_same(left: &Value, right: &Value) -> bool {
     }
 }
 
-fn type_name(value: &Value) -> &'static str {
+pub(super) fn type_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "boolean",
@@ -480,12 +476,18 @@ impl std::fmt::Display for Path<'_> {
     }
 }
 
-#[derive(Default)]
-struct Found(Vec<Violation>);
+/// What a check has found.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// What is not as the schema says.
+    pub(crate) violations: Vec<Violation>,
+    /// Whether the object has properties that the schema does not speak of.
+    pub(crate) has_unplanned: bool,
+}
 
 impl Found {
     fn is_full(&self) -> bool {
-        self.0.len() >= VIOLATIONS_MAX
+        self.violations.len() >= VIOLATIONS_MAX
     }
 
     fn add(
@@ -498,7 +500,7 @@ impl Found {
         if self.is_full() {
             return;
         }
-        self.0.push(Violation {
+        self.violations.push(Violation {
             path: path.to_string(),
             keyword,
             expected: expected(),
@@ -516,7 +518,7 @@ mod tests {
     fn broken(schema: &Value, value: Value) -> Vec<String> {
         let schema = Schema::compile(&json!({"properties": {"x": schema}}), "$").unwrap();
         let object = Map::from_iter([("x".to_owned(), value)]);
-        let violations = schema.check(&object, "$");
+        let violations = schema.check(&object, "$").violations;
         violations.iter().map(Violation::short).collect()
     }
 
@@ -631,7 +633,7 @@ mod tests {
         let schema = json!({"properties": {"x": {"type": ["integer", "null"]}}});
         let schema = Schema::compile(&schema, "$").unwrap();
         let object = Map::from_iter([("x".to_owned(), json!("secret"))]);
-        let violations = schema.check(&object, "$.properties");
+        let violations = schema.check(&object, "$.properties").violations;
         assert_eq!(
             violations[0].to_string(),
             "$.properties.x: type: null or integer expected, string found"

@@ -174,7 +174,27 @@ fn the_fingerprint_follows_what_is_said_and_not_how() {
 #[test]
 fn files_that_cannot_be_a_plan_are_named_with_place_and_reason() {
     let good = r#"{"event":"A","version":1}"#;
-    let cases: [(&[(&str, &str)], &str); 9] = [
+    let cases: [(&[(&str, &str)], &str); 11] = [
+        (
+            &[(
+                "a.json",
+                r#"{"event":"A","version":1,"promote":{"rating":"long"}}"#,
+            )],
+            "`$.promote.rating`: `rating` is a column already",
+        ),
+        (
+            &[
+                (
+                    "a.json",
+                    r#"{"event":"A","version":1,"promote":{"x":"long"}}"#,
+                ),
+                (
+                    "b.json",
+                    r#"{"event":"B","version":1,"promote":{"x":"double"}}"#,
+                ),
+            ],
+            "file `b.json`, `$.promote.x`: another file promotes it as another type",
+        ),
         (&[("a.json", "{")], "file `a.json`, `$`: EOF"),
         (
             &[("a.json", r#"{"event":"A"}"#)],

@@ -56,6 +56,9 @@ pub enum QuarantineError {
     /// The watermarks cannot be read.
     #[error(transparent)]
     Watermark(#[from] headwater_tables::watermark::WatermarkError),
+    /// The plan's columns cannot be added.
+    #[error(transparent)]
+    Plan(#[from] crate::plan::PlanError),
     /// The commit did not succeed.
     #[error(transparent)]
     Commit(Box<CommitError>),

@@ -77,6 +77,9 @@ pub async fn replay(
     hook: ReplayHook<'_>,
 ) -> Result<Replayed, QuarantineError> {
     let quarantine = catalog.load(&RAW_QUARANTINE).await?;
+    if !dry_run {
+        plan.ensure_columns(catalog).await?;
+    }
     let mut done = Replayed::default();
     scan(&quarantine, filter, async |entries| {
         let mut valid = Vec::new();
@@ -196,7 +199,7 @@ impl Run<'_> {
     }
 
     fn rows(&self, missing: &[&Judged]) -> Result<RecordBatch, QuarantineError> {
-        let mut rows = EventRows::default();
+        let mut rows = EventRows::new(self.plan.promoted());
         for (entry, (record, event)) in missing {
             let origin = BatchOrigin {
                 key: entry.key.clone(),

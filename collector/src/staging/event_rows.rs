@@ -8,14 +8,15 @@ use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
 
 use arrow::array::{
-    ArrayRef, FixedSizeBinaryBuilder, Int32Builder, Int64Builder, ListBuilder, StringBuilder,
-    TimestampMicrosecondBuilder,
+    ArrayRef, BooleanBuilder, FixedSizeBinaryBuilder, Float64Builder, Int32Builder, Int64Builder,
+    ListBuilder, StringBuilder, TimestampMicrosecondBuilder,
 };
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 use headwater_protocol::event::canonical_json_of;
 use headwater_protocol::{Event, EventType, Record, Sequence};
+use headwater_tables::promoted::{self, ColumnType, Promoted};
 use serde_json::{Map, Value};
 
 use super::actor::Actor;
@@ -147,6 +148,7 @@ pub(crate) struct EventRows {
     agent_id: StringBuilder,
     epoch: Int64Builder,
     sequence: Int64Builder,
+    by_plan: Vec<PlannedColumn>,
 }
 
 /// Properties with a column of their own and of the same name.
@@ -162,8 +164,9 @@ const PROMOTED: [&str; 9] = [
     "part_type",
 ];
 
-impl Default for EventRows {
-    fn default() -> Self {
+impl EventRows {
+    /// Begins rows that have these promoted properties as their last columns.
+    pub(crate) fn new(by_plan: &[Promoted]) -> Self {
         let time = || TimestampMicrosecondBuilder::new().with_data_type(timestamptz());
         Self {
             company_id: StringBuilder::new(),
@@ -203,11 +206,10 @@ impl Default for EventRows {
             agent_id: StringBuilder::new(),
             epoch: Int64Builder::new(),
             sequence: Int64Builder::new(),
+            by_plan: by_plan.iter().map(PlannedColumn::new).collect(),
         }
     }
-}
 
-impl EventRows {
     /// Adds the row of one event.
     ///
     /// # Errors
@@ -245,6 +247,9 @@ impl EventRows {
         self.agent_id.append_value(origin.key.agent.as_str());
         self.epoch.append_value(origin.key.epoch.cast_signed());
         self.sequence.append_value(sequence.cast_signed());
+        for column in &mut self.by_plan {
+            column.push(event);
+        }
         Ok(())
     }
 
@@ -402,7 +407,15 @@ impl EventRows {
             Arc::new(self.epoch.finish()),
             Arc::new(self.sequence.finish()),
         ]);
-        RecordBatch::try_new(Arc::clone(&SCHEMA), columns)
+        if self.by_plan.is_empty() {
+            return RecordBatch::try_new(Arc::clone(&SCHEMA), columns);
+        }
+        let mut fields = SCHEMA.fields().to_vec();
+        for column in self.by_plan {
+            fields.push(Arc::new(column.field));
+            columns.push(column.values.finish());
+        }
+        RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
     }
 }
 
@@ -417,6 +430,58 @@ fn push_list<T: AsRef<str>>(
         any = true;
     }
     builder.append(any);
+}
+
+/// A property that the plan promotes.
+#[derive(Debug)]
+struct PlannedColumn {
+    field: Field,
+    values: PlannedValues,
+}
+
+#[derive(Debug)]
+enum PlannedValues {
+    String(StringBuilder),
+    Long(Int64Builder),
+    Double(Float64Builder),
+    Boolean(BooleanBuilder),
+}
+
+impl PlannedColumn {
+    fn new(promoted: &Promoted) -> Self {
+        let data_type = promoted.column_type.data_type();
+        Self {
+            field: Field::new(&promoted.name, data_type, true),
+            values: match promoted.column_type {
+                ColumnType::String => PlannedValues::String(StringBuilder::new()),
+                ColumnType::Long => PlannedValues::Long(Int64Builder::new()),
+                ColumnType::Double => PlannedValues::Double(Float64Builder::new()),
+                ColumnType::Boolean => PlannedValues::Boolean(BooleanBuilder::new()),
+            },
+        }
+    }
+
+    /// Adds the value of an event; null where it has none or one of another type.
+    fn push(&mut self, event: &Event) {
+        let value = event.properties.get(self.field.name());
+        match &mut self.values {
+            PlannedValues::String(values) => values.append_option(value.and_then(promoted::text)),
+            PlannedValues::Long(values) => values.append_option(value.and_then(Value::as_i64)),
+            PlannedValues::Double(values) => values.append_option(value.and_then(Value::as_f64)),
+            PlannedValues::Boolean(values) => values.append_option(value.and_then(Value::as_bool)),
+        }
+    }
+}
+
+impl PlannedValues {
+    fn finish(self) -> ArrayRef {
+        match self {
+            Self::String(mut values) => Arc::new(values.finish()),
+            Self::Long(mut values) => Arc::new(values.finish()),
+            Self::Double(mut values) => Arc::new(values.finish()),
+            Self::Boolean(mut values) => Arc::new(values.finish()),
+        }
+    }
 }
 
 /// An admin's own event is about that admin, a contact's about that contact.

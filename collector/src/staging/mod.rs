@@ -74,7 +74,7 @@ pub fn stage(
 ) -> Result<Rows, StageError> {
     let records = batch::decompress(header, body)?;
     let slots = batch::slots(header, &records)?;
-    let mut events = EventRows::default();
+    let mut events = EventRows::new(plan.promoted());
     let mut quarantine = QuarantineRows::default();
     for (sequence, slot) in (header.first_sequence..).zip(slots) {
         match slot {

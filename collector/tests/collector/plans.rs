@@ -4,6 +4,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::{Float64Type, Int32Type, Int64Type};
+use futures::TryStreamExt;
 use headwater_collector::commit::{CommitHook, CommitPoint, NoHook};
 use headwater_collector::plan::live::Reloaded;
 use headwater_protocol::{BatchReply, Record};
@@ -165,12 +168,12 @@ async fn a_plan_is_reloaded_between_two_batches() {
     let agent = world.agent("agent-1", &running).await;
     // The first commit does not wait for an interval.
     assert_eq!(acked(agent.send_records(1, &records(1..=3)).await), 3);
-    let live = running.running.plan();
+    let (live, catalog) = running.running.plan();
     let changes = async {
         agent.until_staged(7).await;
         plan(&world, "plan", STRICT);
-        assert_eq!(live.reload(), Reloaded::Applied);
-        assert_eq!(live.reload(), Reloaded::Unchanged);
+        assert_eq!(live.reload(&catalog).await, Reloaded::Applied);
+        assert_eq!(live.reload(&catalog).await, Reloaded::Unchanged);
         let second = agent.post_records(7, &records(7..=9)).await;
         agent.until_staged(10).await;
         running.stop.cancel();
@@ -192,4 +195,81 @@ async fn a_plan_is_reloaded_between_two_batches() {
         let fingerprint = live.now().fingerprint().to_owned();
         assert_eq!(*fence, format!("2 {fingerprint}"));
     }
+}
+
+/// The column comes with the reload; a collector that has not reloaded goes on beside it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promoted_property_becomes_a_column_without_a_restart() {
+    let world = World::new();
+    let mut config = world.config();
+    config.plan.directory = plan(&world, "plan", LENIENT);
+    let promoting = world.collector_with(config, Arc::new(NoHook)).await;
+    let other = world.collector().await;
+    let event = |sequence: u64, seconds: &str| {
+        let mut record = debatable(sequence, false);
+        let body = String::from_utf8(record.body.to_vec()).unwrap();
+        let body = body.replace(
+            "\"method\"",
+            &format!("\"load_seconds\":{seconds},\"method\""),
+        );
+        record.body = body.into_bytes().into();
+        record
+    };
+    let to_promoting = world.agent("agent-1", &promoting).await;
+    let reply = to_promoting.send_records(1, &[event(1, "1.5")]).await;
+    assert_eq!(acked(reply), 1);
+    let text = r#"{"event":"Signed In","version":3,"promote":{"load_seconds":"double"}}"#;
+    std::fs::write(world.path("plan").join("signed_in.json"), text).unwrap();
+    let (live, catalog) = promoting.running.plan();
+    assert_eq!(live.reload(&catalog).await, Reloaded::Applied);
+    let records = [event(2, "2"), event(3, "\"slow\""), event(4, "null")];
+    assert_eq!(acked(to_promoting.send_records(2, &records).await), 4);
+    let to_other = world.agent("agent-1", &other).await;
+    assert_eq!(acked(to_other.send_records(5, &[event(5, "5")]).await), 5);
+    assert_eq!(
+        seconds(&world).await,
+        [
+            (1, 2, None, false, "1.5"),
+            (2, 3, Some(2.0), false, "2"),
+            (3, 3, None, true, "\"slow\""),
+            (4, 3, None, false, "null"),
+            (5, 1, None, false, "5"),
+        ]
+        .map(|(sequence, version, value, is_noted, json)| {
+            let json = format!("{{\"load_seconds\":{json},\"method\":\"sso\"}}");
+            (sequence, version, value, is_noted, json)
+        })
+    );
+    promoting.stop().await;
+    other.stop().await;
+}
+
+/// Sequence, version of the plan, promoted value, whether it is noted, and the JSON of each event.
+async fn seconds(world: &World) -> Vec<(i64, i32, Option<f64>, bool, String)> {
+    let table = world.events().await;
+    let rows = table.scan().build().unwrap().to_arrow().await.unwrap();
+    let mut found = Vec::new();
+    for rows in rows.try_collect::<Vec<_>>().await.unwrap() {
+        let column = |name: &str| rows.column_by_name(name).unwrap();
+        let sequences = column("_sequence").as_primitive::<Int64Type>();
+        let versions = column("schema_version").as_primitive::<Int32Type>();
+        let values = column("load_seconds").as_primitive::<Float64Type>();
+        let noted = column("property_violations").as_list::<i32>();
+        let json = column("properties").as_string::<i32>();
+        for row in 0..rows.num_rows() {
+            let is_noted = noted.is_valid(row) && {
+                let noted = noted.value(row);
+                noted.as_string::<i32>().value(0) == "$.properties.load_seconds: promote"
+            };
+            found.push((
+                sequences.value(row),
+                versions.value(row),
+                values.is_valid(row).then(|| values.value(row)),
+                is_noted,
+                json.value(row).to_owned(),
+            ));
+        }
+    }
+    found.sort_by_key(|row| row.0);
+    found
 }

@@ -3,7 +3,8 @@
 //! Place on the event's path: what people query. The night's `core.events` holds each message once up
 //! to a snapshot of `raw.events`; what arrived since is deduplicated on the fly. Promise: each
 //! (company, message id) appears once, the copy received first wins, and the columns are the same
-//! before and after the first night.
+//! before and after the first night. A promoted property answers for every row, also for those that
+//! were written before it had a column: from the JSON.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,7 +19,8 @@ use futures::FutureExt;
 use iceberg::table::Table;
 
 use super::session::{PinnedCatalog, PinnedSchema, Pins};
-use super::{IcebergProvider, QueryError, schema};
+use super::{IcebergProvider, QueryError, functions, schema};
+use crate::promoted::{self, Promoted};
 use crate::schema::{CORE_EVENTS, RAW_EVENTS, raw_events};
 
 /// Property of `core.events`: the sequence number of the snapshot of `raw.events` up to which it holds
@@ -40,12 +42,14 @@ const NIGHTLY_COLUMNS: [(&str, &str); 5] = [
 /// Builds the view over the pinned tables.
 pub(super) fn view(pins: &Pins) -> Result<Arc<dyn TableProvider>, QueryError> {
     let raw = pins.table(&RAW_EVENTS);
+    let promoted = raw.map(promoted::of).unwrap_or_default();
     let Some(core) = pins.table(&CORE_EVENTS) else {
         let arrived: Arc<dyn TableProvider> = match raw {
             Some(raw) => Arc::new(IcebergProvider::new(raw.clone())?),
             None => Arc::new(EmptyTable::new(raw_schema()?)),
         };
-        return plan(of_arrived(&arrived.schema(), None), None, Some(arrived));
+        let sql = of_arrived(&arrived.schema(), None, &promoted);
+        return plan(sql, None, Some(arrived));
     };
     let arrived = raw
         .map(|raw| arrived_since(raw, core))
@@ -56,10 +60,17 @@ pub(super) fn view(pins: &Pins) -> Result<Arc<dyn TableProvider>, QueryError> {
     let sql = match &arrived {
         Some(arrived) => format!(
             "{}\nUNION ALL\n{}",
-            of_core(&of_night, &arrived.schema()),
-            of_arrived(&arrived.schema(), Some(&of_night))
+            of_core(&of_night, &arrived.schema(), &promoted),
+            of_arrived(&arrived.schema(), Some(&of_night), &promoted)
         ),
-        None => of_core(&of_night, &of_night),
+        None => {
+            // Without it the columns would depend on whether something has arrived.
+            let raw = raw
+                .map(|raw| IcebergProvider::new(raw.clone()))
+                .transpose()?;
+            let raw = raw.map_or_else(|| Arc::clone(&of_night), |raw| raw.schema());
+            of_core(&of_night, &raw, &promoted)
+        }
     };
     plan(sql, Some(core), arrived)
 }
@@ -97,20 +108,24 @@ fn raw_schema() -> Result<SchemaRef, QueryError> {
 }
 
 /// Returns the rows of `core.events`, with nulls for columns that only `raw.events` has yet.
-fn of_core(core: &Schema, raw: &Schema) -> String {
+fn of_core(core: &Schema, raw: &Schema, promoted: &[Promoted]) -> String {
     let mut list = String::new();
     for column in columns(core, raw) {
         let value = match core.field_with_name(&column.name) {
             Ok(_) => quoted(&column.name),
             Err(_) => null_of(&column.data_type),
         };
-        push(&mut list, &value, &column.name);
+        push(
+            &mut list,
+            &or_from_json(value, &column, promoted),
+            &column.name,
+        );
     }
     format!("SELECT {list}\nFROM core.events")
 }
 
 /// Returns the rows that arrived since, each message once, with the columns of `core.events`.
-fn of_arrived(raw: &Schema, core: Option<&Schema>) -> String {
+fn of_arrived(raw: &Schema, core: Option<&Schema>, promoted: &[Promoted]) -> String {
     let nightly = core.map_or_else(|| nightly_schema(raw), Schema::clone);
     let mut list = String::new();
     for column in columns(&nightly, raw) {
@@ -122,7 +137,11 @@ fn of_arrived(raw: &Schema, core: Option<&Schema>) -> String {
             (Err(_), Some((_, value))) => (*value).to_owned(),
             (Err(_), None) => null_of(&column.data_type),
         };
-        push(&mut list, &value, &column.name);
+        push(
+            &mut list,
+            &or_from_json(value, &column, promoted),
+            &column.name,
+        );
     }
     let unknown = core.map_or("", |_| {
         "\n    LEFT ANTI JOIN core.events AS known\n      \
@@ -141,6 +160,18 @@ FROM (
 ) AS ranked
 WHERE _copy = 1"
     )
+}
+
+/// Returns the value of a column, from the JSON where it has none and its property was promoted.
+fn or_from_json(value: String, column: &ViewColumn, promoted: &[Promoted]) -> String {
+    match promoted.iter().find(|it| it.name == column.name) {
+        // A name that can be a column needs no quotes.
+        Some(Promoted { name, column_type }) => {
+            let getter = column_type.as_str();
+            format!("coalesce({value}, json_{getter}(properties, '{name}'))")
+        }
+        None => value,
+    }
 }
 
 struct ViewColumn {
@@ -219,6 +250,9 @@ fn plan(
         .with_create_default_catalog_and_schema(false)
         .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false);
     let context = SessionContext::new_with_config(config);
+    for function in functions::all() {
+        context.register_udf(function);
+    }
     context.register_catalog("headwater", Arc::new(PinnedCatalog { schemas }));
     let plan = context
         .state()

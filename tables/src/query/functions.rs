@@ -9,8 +9,8 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, Date32Array, Int64Array, StringArray, StringBuilder,
-    TimestampMicrosecondArray,
+    Array, ArrayRef, AsArray, BooleanArray, Date32Array, Float64Array, Int64Array, StringArray,
+    StringBuilder, TimestampMicrosecondArray,
 };
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Date32Type, Int64Type, TimeUnit, TimestampMicrosecondType};
@@ -20,7 +20,10 @@ use datafusion::common::Result;
 use datafusion::logical_expr::{
     ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
+use serde_json::Value;
 use serde_json::value::RawValue;
+
+use crate::promoted;
 
 type Body = fn(&[ArrayRef]) -> Result<ArrayRef>;
 
@@ -37,6 +40,8 @@ pub fn timestamp_type() -> DataType {
 /// * `micros_between(from, to)`, `seconds_between(from, to)`: the duration, negative when `to` is
 ///   earlier; seconds are whole, rounded down.
 /// * `json_text(json, key)`: the value of a top-level key as text, null where it is absent or null.
+/// * `json_string`, `json_long`, `json_double`, `json_boolean(json, key)`: the same where the value is of
+///   that type, null otherwise: what a promoted column holds of it.
 pub fn all() -> Vec<ScalarUDF> {
     vec![
         function("local_date", 2, DataType::Date32, local_date),
@@ -44,6 +49,10 @@ pub fn all() -> Vec<ScalarUDF> {
         function("micros_between", 2, DataType::Int64, micros_between),
         function("seconds_between", 2, DataType::Int64, seconds_between),
         function("json_text", 2, DataType::Utf8, json_text),
+        function("json_string", 2, DataType::Utf8, json_string),
+        function("json_long", 2, DataType::Int64, json_long),
+        function("json_double", 2, DataType::Float64, json_double),
+        function("json_boolean", 2, DataType::Boolean, json_boolean),
     ]
 }
 
@@ -218,21 +227,61 @@ fn json_text(arguments: &[ArrayRef]) -> Result<ArrayRef> {
     Ok(Arc::new(values.finish()))
 }
 
+/// Reads the value of a key of each document.
+fn json_values<T>(
+    arguments: &[ArrayRef],
+    read: impl Fn(&Value) -> Option<T>,
+) -> Result<Vec<Option<T>>> {
+    let documents = texts(&arguments[0])?;
+    let keys = texts(&arguments[1])?;
+    let values = documents.iter().zip(keys.iter()).map(|(document, key)| {
+        let (document, key) = document.zip(key)?;
+        let value = serde_json::from_str(&raw_field(document, key)?).ok()?;
+        read(&value)
+    });
+    Ok(values.collect())
+}
+
+fn json_string(arguments: &[ArrayRef]) -> Result<ArrayRef> {
+    let values = json_values(arguments, promoted::text)?;
+    Ok(Arc::new(StringArray::from(values)))
+}
+
+fn json_long(arguments: &[ArrayRef]) -> Result<ArrayRef> {
+    let values = json_values(arguments, Value::as_i64)?;
+    Ok(Arc::new(Int64Array::from(values)))
+}
+
+fn json_double(arguments: &[ArrayRef]) -> Result<ArrayRef> {
+    let values = json_values(arguments, Value::as_f64)?;
+    Ok(Arc::new(Float64Array::from(values)))
+}
+
+fn json_boolean(arguments: &[ArrayRef]) -> Result<ArrayRef> {
+    let values = json_values(arguments, Value::as_bool)?;
+    Ok(Arc::new(BooleanArray::from(values)))
+}
+
 fn json_field(document: &str, key: &str) -> Option<String> {
+    let raw = raw_field(document, key)?;
+    if raw == "null" {
+        return None;
+    }
+    if raw.starts_with('"') {
+        return serde_json::from_str(&raw).ok();
+    }
+    Some(raw)
+}
+
+/// Returns the JSON text of a top-level key.
+fn raw_field(document: &str, key: &str) -> Option<String> {
     // Most documents lack most keys, and a search is far cheaper than a parse. An escaped key is
     // written with a backslash, so only then can the plain search miss it.
     if !document.contains(key) && !document.contains('\\') {
         return None;
     }
     let fields: HashMap<String, &RawValue> = serde_json::from_str(document).ok()?;
-    let raw = fields.get(key)?.get();
-    if raw == "null" {
-        return None;
-    }
-    if raw.starts_with('"') {
-        return serde_json::from_str(raw).ok();
-    }
-    Some(raw.to_owned())
+    Some(fields.get(key)?.get().to_owned())
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! `core.events`: deduplication, plans as of the event, business days.
 
+use headwater_tables::promoted::ColumnType;
+
 use crate::world::{Ev, World};
 
 const NIGHT: &str = "2026-11-19";
@@ -80,6 +82,35 @@ async fn a_replayed_event_is_taken_in_although_its_position_was_passed() {
     assert_eq!(world.query(ids).await, ["a|1", "b|1", "late|1"]);
     world.night(NIGHT).await;
     assert_eq!(world.query(ids).await, ["a|1", "b|1", "late|1"]);
+}
+
+/// Rows from before, rows of a collector that does not know of it, rows of the night: all answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promoted_property_answers_for_every_row() {
+    let world = World::new().await;
+    let event = |id: &str, properties: &str| {
+        let event = Ev::new("Feature Used", "2026-11-19T10:00:00Z").id(id);
+        event.with(properties)
+    };
+    let answers = async |expected: &[&str]| {
+        let sql = "SELECT message_id, coalesce(CAST(subject_length + 1 AS TEXT), 'none')
+                   FROM events ORDER BY 1";
+        assert_eq!(world.query(sql).await, expected);
+    };
+    world.events(&[event("a", r#"{"subject_length":5}"#)]).await;
+    world.night(NIGHT).await;
+    world.promote("subject_length", ColumnType::Long).await;
+    answers(&["a|6"]).await;
+    world
+        .events(&[
+            event("b", r#"{"subject_length":7}"#),
+            event("c", r#"{"subject_length":"7"}"#),
+            event("d", r#"{"other":"subject_length"}"#),
+        ])
+        .await;
+    answers(&["a|6", "b|8", "c|none", "d|none"]).await;
+    world.night(NIGHT).await;
+    answers(&["a|6", "b|8", "c|none", "d|none"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,6 +13,7 @@ use arrow::datatypes::{Field, Schema};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use chrono::{DateTime, NaiveDate};
 use headwater_service::clock::ManualClock;
+use headwater_tables::promoted::{ColumnType, Promoted, raw_events_with};
 use headwater_tables::query::{Pins, SessionOptions, session};
 use headwater_tables::schema::{RAW_EVENTS, raw_events};
 use headwater_tables::watermark::Watermarks;
@@ -222,6 +223,14 @@ impl World {
         let rows = batch(&[event], sequence, "replay:agent-1/1/1");
         let files = write::write_batches(&table, vec![rows]).await.unwrap();
         catalog.commit(&table, Change::append(files)).await.unwrap();
+    }
+
+    /// Gives a property a column of its own, as a collector with such a tracking plan does.
+    pub(crate) async fn promote(&self, name: &str, column_type: ColumnType) {
+        let catalog = Catalog::open(&self.config.catalog).await.unwrap();
+        let name = name.to_owned();
+        let spec = raw_events_with(&[Promoted { name, column_type }]).unwrap();
+        catalog.ensure(&spec).await.unwrap();
     }
 
     /// Rewrites all of `raw.events` as maintenance does: the same rows in new files.
