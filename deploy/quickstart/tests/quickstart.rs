@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 use chrono::NaiveDate;
+use headwater_collector::plan::Plan;
 use headwater_protocol::Event;
 use headwater_quickstart::desk::{Desk, Fate, Sdk};
 use headwater_quickstart::operational::{self, Cell, Table, WriteError};
@@ -223,6 +224,27 @@ fn every_planned_event_occurs_with_its_required_properties() {
 }
 
 /// Ids of a table's column, by company.
+/// A new installation sees no violation but those that somebody makes.
+#[test]
+fn the_sample_keeps_to_the_tracking_plan() {
+    let plan = Plan::builtin();
+    let mut wrong: BTreeMap<String, u64> = BTreeMap::new();
+    let mut judged = 0;
+    for (_, event) in good_events() {
+        let judgement = plan.judge(&event);
+        judged += u64::from(judgement.version > 0);
+        let name = event.name.as_deref().unwrap_or("-");
+        for violation in &judgement.violations {
+            *wrong.entry(format!("{name}: {violation}")).or_default() += 1;
+        }
+        if judgement.has_unplanned_properties {
+            *wrong.entry(format!("{name}: unplanned")).or_default() += 1;
+        }
+    }
+    assert_eq!(wrong, BTreeMap::new());
+    assert!(judged > 100_000, "{judged}");
+}
+
 fn ids(tables: &[Table], table: &str, column: &str) -> HashSet<(String, String)> {
     let table = tables.iter().find(|t| t.name == table).unwrap();
     let companies = table.column("company_id");
