@@ -5,60 +5,20 @@
 //! disk. Run with `cargo bench -p headwater-collector`; without `--bench` (as a test) it runs once on
 //! little data. Events are 600-byte track calls of 200 users, half of them with ten properties.
 
+#[path = "common/load.rs"]
+mod load;
+
 use std::time::{Duration, Instant};
 
 use headwater_collector::commit::files::sort_events;
 use headwater_collector::plan::Plan;
 use headwater_collector::staging::{BatchOrigin, stage};
-use headwater_protocol::{BatchHeader, Codec, Record, SourceKind, batch};
 use headwater_tables::write::write_batches;
 use headwater_tables::{Catalog, CatalogConfig, Change, schema};
-use serde_bytes::ByteBuf;
+
+use load::wire_batch;
 
 const EVENTS_PER_BATCH: u32 = 5_000;
-
-fn event(n: u64) -> Record {
-    let body = format!(
-        r#"{{"type":"track","event":"Conversation Replied","messageId":"{n:032x}","userId":"user-{}","timestamp":"2026-11-20T10:00:{:02}.123Z","properties":{{"conversation_id":"c-{}","part_id":"p-{n}","part_type":"comment","is_visible":true,"body_length":{},"attachments_count":0,"language":"en","team_id":"t-7","in_reply_to":"p-{}","channel":"chat"}},"context":{{"library":{{"name":"@segment/analytics-node","version":"3.1.0"}},"locale":"en-GB","timezone":"Europe/Dublin","userAgent":"node/22","page":{{"url":"https://app.example.com/inbox/{}","path":"/inbox"}}}}}}"#,
-        n % 200,
-        n % 60,
-        n % 997,
-        n % 400,
-        n / 2,
-        n % 97,
-    );
-    Record {
-        received_at: 1_795_168_800_000_000 + (n as i64) * 1000,
-        company_id: format!("company-{}", n % 20),
-        source_id: "web".to_owned(),
-        source_kind: SourceKind::Server,
-        path: "/v1/batch".to_owned(),
-        event_type: None,
-        sent_at: Some("2026-11-20T10:00:59.000Z".to_owned()),
-        attempt: Some(0),
-        ip: Some("192.0.2.0".to_owned()),
-        user_agent: None,
-        body: ByteBuf::from(body.into_bytes()),
-        skew_ms: None,
-    }
-}
-
-fn wire_batch(number: u64) -> (BatchHeader, Vec<u8>) {
-    let first = number * u64::from(EVENTS_PER_BATCH) + 1;
-    let mut body = Vec::new();
-    for n in first..first + u64::from(EVENTS_PER_BATCH) {
-        event(n).encode_into(&mut body);
-    }
-    let header = BatchHeader {
-        epoch: 1,
-        first_sequence: first,
-        count: EVENTS_PER_BATCH,
-        codec: Codec::Zstd,
-        body_bytes: body.len() as u64,
-    };
-    let compressed = batch::compress(&body).expect("zstd has memory");
-    (header, compressed)
-}
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
@@ -73,7 +33,8 @@ async fn main() -> anyhow::Result<()> {
     let mut events = 0;
     for commit in 0..commits {
         let wire: Vec<_> = (0..batches)
-            .map(|n| wire_batch(commit * batches + n))
+            .map(|n| (commit * batches + n) * u64::from(EVENTS_PER_BATCH))
+            .map(|done| wire_batch(1, done + 1, EVENTS_PER_BATCH, done + 1))
             .collect();
         bytes += wire
             .iter()
