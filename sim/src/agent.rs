@@ -31,13 +31,24 @@ const UNSYNCED_MARK: std::ops::Range<usize> = 4096..4608;
 /// Longer than a batch can be on its way to the table.
 const RESTORED_AFTER: Duration = Duration::from_secs(90);
 
+/// What a collector makes of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// `raw.events` takes it.
+    Good,
+    /// No table takes it but `raw.quarantine`.
+    Bad,
+    /// The tracking plan of the collector decides.
+    Debatable,
+}
+
 /// An event that a client was told is safe.
 #[derive(Debug, Clone)]
 pub(crate) struct Accepted {
     /// Names the event, in whichever table it ends.
     pub(crate) id: String,
-    /// Whether `raw.events` takes it.
-    pub(crate) is_valid: bool,
+    /// What a collector makes of it.
+    pub(crate) kind: Kind,
     /// The disk that held it was wiped or set back afterwards: it may be gone.
     pub(crate) is_excused: bool,
 }
@@ -243,15 +254,20 @@ impl Agent {
         let mut events = Vec::new();
         let mut records = Vec::new();
         for _ in 0..count {
-            let is_valid = !world.knobs.strikes(&world.dice, world.knobs.invalid);
-            let id = world.next_event(self.index);
-            records.push(record(world, &id, is_valid).encode());
-            if !is_valid {
+            let kind = if world.knobs.strikes(&world.dice, world.knobs.invalid) {
                 world.trace.count("event: invalid");
-            }
+                Kind::Bad
+            } else if world.knobs.strikes(&world.dice, world.knobs.debatable) {
+                world.trace.count("event: debatable");
+                Kind::Debatable
+            } else {
+                Kind::Good
+            };
+            let id = world.next_event(self.index);
+            records.push(record(world, &id, kind).encode());
             events.push(Accepted {
                 id,
-                is_valid,
+                kind,
                 is_excused: false,
             });
         }
@@ -398,12 +414,15 @@ fn blank_unsynced_mark(disk: &Path) {
 }
 
 /// Returns an event as the agent's front would store it.
-fn record(world: &World, id: &str, is_valid: bool) -> Record {
-    let body = match is_valid {
-        true => {
-            format!(r#"{{"type":"track","event":"Signed In","userId":"u","messageId":"{id}"}}"#)
-        }
-        false => format!("no event {id}"),
+fn record(world: &World, id: &str, kind: Kind) -> Record {
+    let event = |name: &str| {
+        format!(r#"{{"type":"track","event":"{name}","userId":"u","messageId":"{id}"}}"#)
+    };
+    let body = match kind {
+        Kind::Good => event("Signed In"),
+        // A strict plan does not know it.
+        Kind::Debatable => event("Something Else"),
+        Kind::Bad => format!("no event {id}"),
     };
     Record {
         received_at: world.clock.now(),

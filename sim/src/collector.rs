@@ -7,6 +7,7 @@ use std::time::Duration;
 use headwater_collector::commit::{CommitHook, CommitPoint, HookAction};
 use headwater_collector::config::{CommitConfig, Config, LimitsConfig};
 use headwater_collector::engine::{Engine, EngineParts};
+use headwater_collector::plan::Plan as TrackingPlan;
 use headwater_collector::plan::live::LivePlan;
 use headwater_protocol::AgentId;
 use headwater_service::tls::TlsFiles;
@@ -67,6 +68,22 @@ pub(crate) fn catalog(world: &Arc<World>, host: &Arc<Host>) -> Catalog {
     })
 }
 
+/// Returns the plan of a new life: collectors of one run differ in what they let through.
+fn tracking_plan(world: &World) -> Arc<TrackingPlan> {
+    let is_strict = world.dice.says(world.knobs.strict);
+    let mode = if is_strict { "quarantine" } else { "allow" };
+    world.trace.count(match is_strict {
+        true => "collector: with the strict plan",
+        false => "collector: with the mild plan",
+    });
+    let all = format!(r#"{{"unplanned_events":"{mode}"}}"#);
+    let files = [
+        ("plan.json", all.as_str()),
+        ("signed_in.json", r#"{"event":"Signed In","version":1}"#),
+    ];
+    Arc::new(TrackingPlan::of_texts(&files).expect("a plan of two files"))
+}
+
 fn config(world: &World) -> Config {
     let nowhere = TlsFiles {
         certificate: "-".into(),
@@ -119,7 +136,7 @@ pub(crate) async fn run(world: Arc<World>, name: String, stop: CancellationToken
             clock: world.clock.clone(),
             chance: Arc::new(dice.clone()),
             hook: Arc::new(Hook(host.clone())),
-            plan: LivePlan::open(None).expect("the plan that is compiled in"),
+            plan: LivePlan::fixed(tracking_plan(&world)),
         };
         let (engine, committer) = parts.assemble(&CancellationToken::new());
         let life = Arc::new(Life {

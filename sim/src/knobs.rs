@@ -30,6 +30,10 @@ pub(crate) struct Knobs {
     pub(crate) agent_faults: u32,
     /// Events that no table takes as they are.
     pub(crate) invalid: u32,
+    /// Events that some tracking plans keep out.
+    pub(crate) debatable: u32,
+    /// Lives of a collector with the strict plan.
+    pub(crate) strict: u32,
     /// Whether disks of agents are restored from backups and wiped.
     pub(crate) disks_change: bool,
     /// Snapshots that a table keeps.
@@ -61,6 +65,8 @@ impl Knobs {
             crashes: rate(900),
             agent_faults: rate(200),
             invalid: rate(300),
+            debatable: rate(300),
+            strict: [0, 500, 1000][dice.index(3)],
             disks_change: dice.says(400),
             snapshots_max: dice.within(2..=12),
             metadata_log_max: dice.within(1..=10),

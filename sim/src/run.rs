@@ -29,7 +29,7 @@ use crate::{collector, compactor, entropy, oracle};
 const DRAIN: Duration = Duration::from_secs(900);
 
 /// What a batch of runs must have met at least once, each.
-pub const REQUIRED: [&str; 37] = [
+pub const REQUIRED: [&str; 40] = [
     "agent: disk backed up",
     "agent: disk restored",
     "agent: disk wiped",
@@ -47,6 +47,8 @@ pub const REQUIRED: [&str; 37] = [
     "catalog: hangs",
     "catalog: reports a commit that is none",
     "collector: frozen",
+    "collector: with the mild plan",
+    "collector: with the strict plan",
     "commit: conflict",
     "commit: events",
     "commit: quarantine",
@@ -62,6 +64,7 @@ pub const REQUIRED: [&str; 37] = [
     "crash: manifest written",
     "crash: metadata written",
     "crash: planned",
+    "event: debatable",
     "event: invalid",
     "event: sent again in a new epoch",
     "link: a batch is doubled",

@@ -54,6 +54,14 @@ impl LivePlan {
         })
     }
 
+    /// Returns a plan that stays the same until it is replaced.
+    pub fn fixed(plan: Arc<Plan>) -> Self {
+        Self {
+            directory: None,
+            plan: Arc::new(RwLock::new(plan)),
+        }
+    }
+
     /// Returns the plan in force. Cheap: one uncontended lock and a reference count.
     pub fn now(&self) -> Arc<Plan> {
         Arc::clone(&self.plan.read())

@@ -85,9 +85,7 @@ impl Plan {
     /// Returns the plan that is compiled in: the taxonomy of `deploy/plan/`.
     pub fn builtin() -> Arc<Self> {
         static BUILTIN: LazyLock<Arc<Plan>> = LazyLock::new(|| {
-            let files = builtin::FILES.iter();
-            let files = files.map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
-            let plan = Plan::compile(&files.collect::<Vec<_>>());
+            let plan = Plan::of_texts(builtin::FILES);
             Arc::new(plan.expect("a test compiles the plan that is compiled in"))
         });
         Arc::clone(&BUILTIN)
@@ -102,6 +100,15 @@ impl Plan {
             Some(directory) => Self::compile(&file::read(directory)?).map(Arc::new),
             None => Ok(Self::builtin()),
         }
+    }
+
+    /// Returns the plan of files with these names and texts.
+    ///
+    /// # Errors
+    /// As [`Plan::load`].
+    pub fn of_texts(files: &[(&str, &str)]) -> Result<Self, PlanError> {
+        let owned = |(name, text): &(&str, &str)| ((*name).to_owned(), (*text).to_owned());
+        Self::compile(&files.iter().map(owned).collect::<Vec<_>>())
     }
 
     fn compile(files: &[Text]) -> Result<Self, PlanError> {
@@ -320,13 +327,6 @@ fn key(name: &str) -> String {
         }
     }
     out
-}
-
-/// Returns the plan of these files, for tests.
-#[cfg(test)]
-pub(crate) fn plan_of(files: &[(&str, &str)]) -> Result<Plan, PlanError> {
-    let owned = |(name, text): &(&str, &str)| ((*name).to_owned(), (*text).to_owned());
-    Plan::compile(&files.iter().map(owned).collect::<Vec<_>>())
 }
 
 #[cfg(test)]

@@ -135,7 +135,7 @@ fn modes_allow_note_or_quarantine() {
         ("quarantine", 1, Some(Blocked::SchemaViolation)),
     ];
     for (mode, violations, blocked) in cases {
-        let plan = plan_of(&[("a.json", &file(mode))]).unwrap();
+        let plan = Plan::of_texts(&[("a.json", &file(mode))]).unwrap();
         let bad = track("a", "{}");
         let judgement = plan.judge(&bad);
         assert_eq!(
@@ -152,7 +152,7 @@ fn modes_allow_note_or_quarantine() {
         ("quarantine", 1, Some(Blocked::UnplannedEvent)),
     ];
     for (mode, violations, blocked) in cases {
-        let plan = plan_of(&[("plan.json", &of(mode)), ("a.json", &file("note"))]).unwrap();
+        let plan = Plan::of_texts(&[("plan.json", &of(mode)), ("a.json", &file("note"))]).unwrap();
         let judged = track("B", "{}");
         let judgement = plan.judge(&judged);
         assert_eq!(
@@ -164,9 +164,9 @@ fn modes_allow_note_or_quarantine() {
 
 #[test]
 fn the_fingerprint_follows_what_is_said_and_not_how() {
-    let one = plan_of(&[("a.json", r#"{"event":"A","version":1}"#)]).unwrap();
-    let same = plan_of(&[("b.json", r#"{ "version" : 1, "event" : "A" }"#)]).unwrap();
-    let other = plan_of(&[("a.json", r#"{"event":"A","version":2}"#)]).unwrap();
+    let one = Plan::of_texts(&[("a.json", r#"{"event":"A","version":1}"#)]).unwrap();
+    let same = Plan::of_texts(&[("b.json", r#"{ "version" : 1, "event" : "A" }"#)]).unwrap();
+    let other = Plan::of_texts(&[("a.json", r#"{"event":"A","version":2}"#)]).unwrap();
     assert_eq!(one.fingerprint(), same.fingerprint());
     assert_ne!(one.fingerprint(), other.fingerprint());
 }
@@ -236,7 +236,7 @@ fn files_that_cannot_be_a_plan_are_named_with_place_and_reason() {
         ),
     ];
     for (files, expected) in cases {
-        let error = plan_of(files).unwrap_err().to_string();
+        let error = Plan::of_texts(files).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
     let empty = tempfile::tempdir().unwrap();

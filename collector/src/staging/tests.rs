@@ -6,7 +6,7 @@ use headwater_protocol::{Codec, EventType, Record, SourceKind};
 use serde_bytes::ByteBuf;
 
 use super::*;
-use crate::plan::{Plan, plan_of};
+use crate::plan::Plan;
 
 const NOW: i64 = 1_790_000_000_000_000;
 
@@ -224,7 +224,7 @@ fn a_violation_is_noted_in_the_row_and_keeps_it() {
 fn what_the_plan_keeps_out_is_in_quarantine_with_everything_that_a_replay_needs() {
     let file = r#"{"event":"E","version":3,"mode":"quarantine","schema":{"required":["x"]}}"#;
     let others = r#"{"unplanned_events":"quarantine"}"#;
-    let plan = plan_of(&[("e.json", file), ("plan.json", others)]).unwrap();
+    let plan = Plan::of_texts(&[("e.json", file), ("plan.json", others)]).unwrap();
     let mut bad = record(r#"{"type":"track","event":"e","userId":"u","messageId":"m"}"#);
     bad.source_kind = SourceKind::Browser;
     bad.event_type = Some(EventType::Track);
