@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use headwater_collector::commit::NoHook;
-use headwater_protocol::{ALPN, BatchReply, HelloReply, RefusalCause, batch, close, frame};
+use headwater_protocol::{
+    ALPN, BatchHeader, BatchReply, Codec, HelloReply, RefusalCause, batch, close, frame,
+};
 use headwater_service::{admin, tls};
 use quinn::{Connection, ConnectionError, SendStream};
 
-use crate::world::{
-    Agent, Collector, EPOCH, World, acked, dial, good, hello, is_bad, mixed, read_reply,
-};
+use crate::program::{self, Program};
+use crate::world::{Agent, Collector, EPOCH, World, acked, dial, good, hello, read_reply};
 
 /// Counters are those of the process: tests that look at them go one after the other.
 pub(crate) static COUNTERS: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -467,51 +468,46 @@ async fn streams_of_a_session_are_bounded() {
     attacked.stop().await;
 }
 
+/// In a process of its own: its memory is nobody else's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_attack_from_all_sides_takes_little_memory_and_stops_nobody() {
-    let _alone = COUNTERS.lock().await;
-    let mut attacked = Attacked::new(|_| {}).await;
-    let agent = attacked.world.agent("attacker", &attacked.collector).await;
-    let before = resident_bytes();
+async fn what_is_only_announced_takes_little_memory_and_stops_nobody() {
+    let program = Program::start("[commit]\ninterval_ms = 20\n").await;
+    let program = program.unwrap();
+    let attacker = program.agent("attacker").await.unwrap();
+    let bystander = program.agent("bystander").await.unwrap();
+    let header = |first, body_bytes| BatchHeader {
+        epoch: program::EPOCH,
+        first_sequence: first,
+        count: 1,
+        codec: Codec::Zstd,
+        body_bytes,
+    };
+    let others_go_on = async |first: u64| {
+        let body = good(first).encode();
+        let header = header(first, body.len() as u64);
+        let body = batch::compress(&body).unwrap();
+        let reply = bystander.send(&header, &body).await;
+        assert_eq!(acked(reply.ok()), first);
+    };
+    others_go_on(1).await;
+    let before = program.rss().unwrap();
     let mut held = Vec::new();
     // Every stream announces the longest message and the largest body, and sends nothing of it.
     for first in 1..=64 {
-        let (mut send, recv) = agent.connection.open_bi().await.unwrap();
+        let (mut send, recv) = attacker.connection.open_bi().await.unwrap();
         let announced = match first % 2 {
             0 => 65_536_u32.to_be_bytes().to_vec(),
-            _ => frame::encode(&agent.header(first, 1, 8 << 20)),
+            _ => frame::encode(&header(first, 8 << 20)),
         };
         send.write_all(&announced).await.unwrap();
         held.push((send, recv));
     }
-    for _ in 0..5 {
-        attacked.others_go_on().await;
+    for first in 2..=6 {
+        others_go_on(first).await;
     }
-    let grown = resident_bytes().saturating_sub(before);
+    let grown = program.rss().unwrap().saturating_sub(before);
     assert!(
         grown < 48 << 20,
         "{grown} bytes for what was only announced"
     );
-    drop(held);
-    let last = attacked.next + 29;
-    let reply = attacked
-        .bystander
-        .send_records(attacked.next, &mixed(attacked.next..=last))
-        .await;
-    assert_eq!(acked(reply), last);
-    let sent = 1..=last;
-    let is_out = |it: &u64| *it >= attacked.next && is_bad(*it);
-    attacked
-        .world
-        .assert_events("bystander", sent.filter(|it| !is_out(it)))
-        .await;
-    attacked.collector.stop().await;
-}
-
-/// Returns the memory of this process in bytes.
-fn resident_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|it| it.strip_prefix("VmRSS:"));
-    let kib = line.unwrap().trim().trim_end_matches(" kB");
-    kib.parse::<u64>().unwrap() * 1024
 }

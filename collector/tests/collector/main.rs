@@ -14,6 +14,9 @@ mod hostile;
 mod operation;
 mod plans;
 mod postgres;
+#[path = "../../benches/common/program.rs"]
+#[allow(dead_code, reason = "the benches use all of it")]
+mod program;
 mod quarantine;
 mod suite;
 mod world;
