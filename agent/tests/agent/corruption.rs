@@ -22,6 +22,9 @@ use crate::process::{Process, config_at, preload};
 /// What the product promises for the worst start.
 const STARTS_WITHIN: Duration = Duration::from_secs(5);
 
+/// Each so many directories one has a sector that cannot be read, whatever chance says of the others.
+const SECTOR_EACH: usize = 12;
+
 const KEYS: &str = "reserve_bytes = 65536\n generation_events_max = 60";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -134,7 +137,8 @@ async fn post(process: &Process, ids: &[String]) {
 async fn run(site: &Site, base: &Base, number: usize, mut random: StdRng, sums: &mut Sums) {
     let directory = site.path(&format!("buffer-{number}"));
     copy_directory(&base.site.buffer(), &directory);
-    let damage = damage(&directory, &mut random);
+    let breaks_sector = number % SECTOR_EACH == 0;
+    let damage = damage(&directory, breaks_sector, &mut random);
     let tables = Arc::new(Mutex::new(Tables {
         events: base.tables.events.clone(),
         ids: base.tables.ids.clone(),
@@ -217,12 +221,12 @@ impl Damage {
     }
 }
 
-/// Damages one file of the directory.
-fn damage(directory: &Path, random: &mut StdRng) -> Damage {
+/// Damages one file of the directory; makes it a log's sector that cannot be read if that is wanted.
+fn damage(directory: &Path, breaks_sector: bool, random: &mut StdRng) -> Damage {
     let files = files_below(directory);
     // Every file may be hit, the logs of the generations in every second case.
     let logs: Vec<_> = files.iter().filter(|file| file.ends_with("db")).collect();
-    let path = if random.random_ratio(1, 2) {
+    let path = if breaks_sector || random.random_ratio(1, 2) {
         (*logs.choose(random).unwrap()).clone()
     } else {
         files.choose(random).unwrap().clone()
@@ -236,7 +240,8 @@ fn damage(directory: &Path, random: &mut StdRng) -> Damage {
     let place = random.random_range(0..length.max(1));
     let end = random.random_range(place..length.max(1)) + 1;
     let mut broken_at = None;
-    let how = match random.random_range(0..7) {
+    let kind = random.random_range(0..7);
+    let how = match if breaks_sector { 5 } else { kind } {
         _ if length == 0 => {
             file.write_all_at(b"garbage", 0).unwrap();
             "garbage in an empty file".to_owned()
