@@ -1,6 +1,6 @@
 //! The body of a batch: records one after the other, compressed with zstd.
 
-use crate::frame::{BatchHeader, Codec, VALUE_DEPTH_MAX};
+use crate::frame::{BatchHeader, Codec};
 use crate::record::Record;
 use crate::skip::skip_value;
 
@@ -99,29 +99,18 @@ pub fn slots<'a>(header: &BatchHeader, records: &'a [u8]) -> Result<Vec<Slot<'a>
         if out.len() >= header.count as usize {
             return Err(wrong(header.count.saturating_add(1)));
         }
-        let mut reader = rest;
-        let mut decoder = rmp_serde::Deserializer::new(&mut reader);
-        decoder.set_max_depth(VALUE_DEPTH_MAX);
-        match serde::Deserialize::deserialize(&mut decoder) {
-            Ok(record) => {
-                out.push(Slot::Record(Box::new(record)));
-                rest = reader;
-            }
-            Err(_) => match skip_value(rest) {
-                Some(after) => {
-                    out.push(Slot::Undecodable(&rest[..rest.len() - after.len()]));
-                    rest = after;
-                }
-                None => {
-                    // The end of this value is unknown: what is left fills the missing slots.
-                    out.push(Slot::Undecodable(rest));
-                    while out.len() < header.count as usize {
-                        out.push(Slot::Undecodable(&[]));
-                    }
-                    rest = &[];
-                }
-            },
-        }
+        let Some(after) = skip_value(rest) else {
+            // The end of this value is unknown: what is left fills the missing slots.
+            out.push(Slot::Undecodable(rest));
+            out.resize_with(header.count as usize, || Slot::Undecodable(&[]));
+            break;
+        };
+        let value = &rest[..rest.len() - after.len()];
+        out.push(match Record::decode(value) {
+            Ok(record) => Slot::Record(Box::new(record)),
+            Err(_) => Slot::Undecodable(value),
+        });
+        rest = after;
     }
     let got = u32::try_from(out.len()).unwrap_or(u32::MAX);
     if got == header.count {

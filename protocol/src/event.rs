@@ -5,11 +5,13 @@
 
 pub(crate) mod posthog;
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::head::{self, Fields, Form, Verdict};
+use crate::json::{Object, Value};
 use crate::record::Record;
 use crate::timestamp;
 
@@ -106,45 +108,46 @@ pub struct Invalid {
     pub message: &'static str,
 }
 
-/// A valid event. Strings are as sent, except that blank ids count as missing.
+/// A valid event. It borrows from the body what stands there as it is. Texts are as sent, except that
+/// blank ids count as missing.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Event {
+pub struct Event<'a> {
     /// Kind of call.
     pub event_type: EventType,
     /// Id of the client's message; equal ids of one company are one event.
-    pub message_id: String,
+    pub message_id: Cow<'a, str>,
     /// Whether the client sent no id and it was derived from the payload.
     pub id_from_server: bool,
     /// SHA-256 of the canonical payload without `sentAt`, first 16 bytes.
     pub payload_sha256: [u8; 16],
     /// Event name of a `track`, page or screen name.
-    pub name: Option<String>,
+    pub name: Option<Cow<'a, str>>,
     /// `userId`.
-    pub user_id: Option<String>,
+    pub user_id: Option<Cow<'a, str>>,
     /// `anonymousId`.
-    pub anonymous_id: Option<String>,
+    pub anonymous_id: Option<Cow<'a, str>>,
     /// `groupId` of a `group` call.
-    pub group_id: Option<String>,
+    pub group_id: Option<Cow<'a, str>>,
     /// `previousId` of an `alias` call.
-    pub previous_id: Option<String>,
+    pub previous_id: Option<Cow<'a, str>>,
     /// `originalTimestamp` or `timestamp`, microseconds since the Unix epoch.
     pub original_timestamp: Option<i64>,
     /// `sentAt` of the event or its batch, microseconds since the Unix epoch.
     pub sent_at: Option<i64>,
     /// `properties`, empty when missing.
-    pub properties: Map<String, Value>,
+    pub properties: Object<'a>,
     /// `context`, empty when missing.
-    pub context: Map<String, Value>,
+    pub context: Object<'a>,
     /// `traits`, when present.
-    pub traits: Option<Map<String, Value>>,
+    pub traits: Option<Object<'a>>,
 }
 
-impl Event {
+impl<'a> Event<'a> {
     /// Parses and validates the body of `record`.
     ///
     /// # Errors
     /// [`Invalid`] names the first field at fault.
-    pub fn from_record(record: &Record) -> Result<Self, Invalid> {
+    pub fn from_record(record: &'a Record) -> Result<Self, Invalid> {
         let mut event = Self::parse(&record.body, record.event_type, record.sent_at.as_deref())?;
         posthog::add_library(&mut event, record.user_agent.as_deref());
         Ok(event)
@@ -158,12 +161,12 @@ impl Event {
     /// # Errors
     /// [`Invalid`] names the first field at fault.
     pub fn parse(
-        body: &[u8],
+        body: &'a [u8],
         path_type: Option<EventType>,
         batch_sent_at: Option<&str>,
     ) -> Result<Self, Invalid> {
-        let value: Value = serde_json::from_slice(body)
-            .map_err(|_| invalid(Failure::PayloadFormat, "$", "is not JSON"))?;
+        let value =
+            Value::parse(body).map_err(|_| invalid(Failure::PayloadFormat, "$", "is not JSON"))?;
         let Value::Object(mut object) = value else {
             return Err(invalid(Failure::PayloadFormat, "$", "is not a JSON object"));
         };
@@ -190,9 +193,9 @@ impl Event {
             EventType::Page | EventType::Screen => text(&object, "name"),
             _ => None,
         };
-        let properties = map(&mut object, "properties").unwrap_or_default();
-        let context = map(&mut object, "context").unwrap_or_default();
-        let traits = map(&mut object, "traits");
+        let properties = object_of(&mut object, "properties").unwrap_or_default();
+        let context = object_of(&mut object, "context").unwrap_or_default();
+        let traits = object_of(&mut object, "traits");
         let message_id = text(&object, "messageId");
         let user_id = text(&object, "userId");
         let anonymous_id = text(&object, "anonymousId");
@@ -229,83 +232,31 @@ fn invalid(failure: Failure, path: &'static str, message: &'static str) -> Inval
 
 /// Returns a field as text: numbers as digits (some clients send numeric ids), null and blank as
 /// missing.
-fn text(object: &Map<String, Value>, key: &str) -> Option<String> {
+fn text<'a>(object: &Object<'a>, key: &str) -> Option<Cow<'a, str>> {
     match object.get(key)? {
-        Value::String(text) if !text.trim().is_empty() => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
+        Value::Text(text) if !text.trim().is_empty() => Some(text.clone()),
+        Value::Number(number) => Some(Cow::Owned(number.to_string())),
         _ => None,
     }
 }
 
-fn map(object: &mut Map<String, Value>, key: &str) -> Option<Map<String, Value>> {
+fn object_of<'a>(object: &mut Object<'a>, key: &str) -> Option<Object<'a>> {
     match object.remove(key)? {
-        Value::Object(map) => Some(map),
+        Value::Object(inner) => Some(inner),
         _ => None,
     }
 }
 
 /// Returns the id of an event whose client gave it none.
-fn payload_id(payload_sha256: &[u8; 16]) -> String {
-    format!("payload-{}", hex(payload_sha256))
+fn payload_id(payload_sha256: &[u8; 16]) -> Cow<'static, str> {
+    Cow::Owned(format!("payload-{}", hex(payload_sha256)))
 }
 
-fn payload_hash(object: &Map<String, Value>) -> [u8; 16] {
-    let digest = Sha256::digest(canonical_json_of(object));
+fn payload_hash(object: &Object<'_>) -> [u8; 16] {
+    let digest = Sha256::digest(object.to_canonical());
     let mut out = [0; 16];
     out.copy_from_slice(&digest[..16]);
     out
-}
-
-/// Returns an object as canonical JSON: keys sorted at every level, no white space.
-pub fn canonical_json_of(object: &Map<String, Value>) -> String {
-    let mut out = Vec::with_capacity(256);
-    write_object(object, &mut out);
-    String::from_utf8(out).expect("JSON text is UTF-8")
-}
-
-fn write_object(object: &Map<String, Value>, out: &mut Vec<u8>) {
-    // The map is sorted already unless a build turns on serde_json's `preserve_order`.
-    if object.keys().is_sorted() {
-        write_entries(object.iter(), out);
-    } else {
-        let mut entries: Vec<_> = object.iter().collect();
-        entries.sort_unstable_by_key(|(key, _)| key.as_str());
-        write_entries(entries.into_iter(), out);
-    }
-}
-
-fn write_entries<'a>(entries: impl Iterator<Item = (&'a String, &'a Value)>, out: &mut Vec<u8>) {
-    out.push(b'{');
-    for (index, (key, value)) in entries.enumerate() {
-        if index > 0 {
-            out.push(b',');
-        }
-        write_scalar(key, out);
-        out.push(b':');
-        write_value(value, out);
-    }
-    out.push(b'}');
-}
-
-fn write_value(value: &Value, out: &mut Vec<u8>) {
-    match value {
-        Value::Object(object) => write_object(object, out),
-        Value::Array(items) => {
-            out.push(b'[');
-            for (index, item) in items.iter().enumerate() {
-                if index > 0 {
-                    out.push(b',');
-                }
-                write_value(item, out);
-            }
-            out.push(b']');
-        }
-        scalar => write_scalar(scalar, out),
-    }
-}
-
-fn write_scalar(scalar: &impl Serialize, out: &mut Vec<u8>) {
-    serde_json::to_writer(out, scalar).expect("writing to memory cannot fail");
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -316,7 +267,7 @@ fn hex(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    fn parse(body: &str) -> Result<Event, Invalid> {
+    fn parse(body: &str) -> Result<Event<'_>, Invalid> {
         Event::parse(body.as_bytes(), None, None)
     }
 

@@ -19,6 +19,7 @@ pub mod event;
 pub mod frame;
 mod head;
 mod id;
+pub mod json;
 mod record;
 mod skip;
 pub mod timestamp;

@@ -6,6 +6,7 @@
 //! and JSON give the same value, because both are read by [`ColumnType`]'s rules; a value of another
 //! type is null in the column and stays in the JSON.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use arrow::datatypes::DataType;
 use iceberg::spec::{NestedField, PrimitiveType, Schema, Type};
 use iceberg::table::Table;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Number, Value};
 
 use crate::name::is_identifier;
 use crate::schema::{SchemaError, TableSpec, raw_events};
@@ -85,23 +86,77 @@ impl ColumnType {
     }
 
     /// Says whether the column can hold this value; anything holds null.
-    pub fn holds(self, value: &Value) -> bool {
-        value.is_null()
+    pub fn holds(self, value: Scalar<'_>) -> bool {
+        matches!(value, Scalar::Null)
             || match self {
-                Self::String => text(value).is_some(),
-                Self::Long => value.as_i64().is_some(),
-                Self::Double => value.as_f64().is_some(),
-                Self::Boolean => value.as_bool().is_some(),
+                Self::String => value.text().is_some(),
+                Self::Long => value.long().is_some(),
+                Self::Double => value.double().is_some(),
+                Self::Boolean => value.boolean().is_some(),
             }
     }
 }
 
-/// Returns what a `string` column holds of a value.
-pub fn text(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        _ => None,
+/// A JSON value as a column sees it.
+#[derive(Debug, Clone, Copy)]
+pub enum Scalar<'a> {
+    /// `null`.
+    Null,
+    /// `true` or `false`.
+    Boolean(bool),
+    /// A number.
+    Number(&'a Number),
+    /// A text.
+    Text(&'a str),
+    /// A list or an object: no column holds one.
+    Other,
+}
+
+impl<'a> Scalar<'a> {
+    /// Returns what a `string` column holds of the value.
+    pub fn text(self) -> Option<Cow<'a, str>> {
+        match self {
+            Self::Text(text) => Some(Cow::Borrowed(text)),
+            Self::Number(number) => Some(Cow::Owned(number.to_string())),
+            _ => None,
+        }
+    }
+
+    /// Returns what a `long` column holds of the value.
+    pub fn long(self) -> Option<i64> {
+        self.number().and_then(Number::as_i64)
+    }
+
+    /// Returns what a `double` column holds of the value.
+    pub fn double(self) -> Option<f64> {
+        self.number().and_then(Number::as_f64)
+    }
+
+    /// Returns what a `boolean` column holds of the value.
+    pub fn boolean(self) -> Option<bool> {
+        match self {
+            Self::Boolean(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    fn number(self) -> Option<&'a Number> {
+        match self {
+            Self::Number(number) => Some(number),
+            _ => None,
+        }
+    }
+}
+
+impl<'a> From<&'a Value> for Scalar<'a> {
+    fn from(value: &'a Value) -> Self {
+        match value {
+            Value::Null => Self::Null,
+            Value::Bool(value) => Self::Boolean(*value),
+            Value::Number(number) => Self::Number(number),
+            Value::String(text) => Self::Text(text),
+            Value::Array(_) | Value::Object(_) => Self::Other,
+        }
     }
 }
 
@@ -173,9 +228,11 @@ mod tests {
             (ColumnType::Boolean, [false, false, false, true, false]),
         ];
         for (column_type, expected) in cases {
-            let held = values.each_ref().map(|value| column_type.holds(value));
+            let held = values
+                .each_ref()
+                .map(|value| column_type.holds(value.into()));
             assert_eq!(held, expected, "{column_type:?}");
-            assert!(column_type.holds(&Value::Null));
+            assert!(column_type.holds(Scalar::Null));
             assert_eq!(ColumnType::parse(column_type.as_str()), Some(column_type));
         }
     }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use headwater_protocol::json::{self, Object};
 use headwater_tables::CatalogError;
 use headwater_tables::promoted::ColumnType;
 use serde::Deserialize;
@@ -154,10 +155,17 @@ pub(super) fn read(directory: &Path) -> Result<Vec<Text>, PlanError> {
     Ok(files)
 }
 
-/// Reads the text of a file. Returns it also as a value, of which the plan's fingerprint is made.
-pub(super) fn parse<T: DeserializeOwned>(file: &str, text: &str) -> Result<(T, Value), PlanError> {
+/// Reads the text of a file. Returns it also as an object, of which the plan's fingerprint is made.
+pub(super) fn parse<'a, T: DeserializeOwned>(
+    file: &str,
+    text: &'a str,
+) -> Result<(T, Object<'a>), PlanError> {
     let wrong = |error: serde_json::Error| PlanError::file(file, "$", error.to_string());
+    // Into a value first: a key that comes twice is its last here, too.
     let value: Value = serde_json::from_str(text).map_err(wrong)?;
-    let parsed = T::deserialize(&value).map_err(wrong)?;
-    Ok((parsed, value))
+    let parsed = T::deserialize(value).map_err(wrong)?;
+    match json::Value::parse(text.as_bytes()).map_err(wrong)? {
+        json::Value::Object(object) => Ok((parsed, object)),
+        _ => Err(PlanError::file(file, "$", "is not a JSON object")),
+    }
 }

@@ -15,10 +15,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
+use headwater_protocol::json::{Object, Value};
 use headwater_protocol::{Event, EventType};
-use headwater_tables::promoted::{self, ColumnType, PROMOTED_MAX, Promoted};
+use headwater_tables::promoted::{self, ColumnType, PROMOTED_MAX, Promoted, Scalar};
 use headwater_tables::{Catalog, CatalogError};
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::staging::actor::Causer;
@@ -28,7 +28,7 @@ use schema::{Schema, Violation};
 
 /// Raised when the code judges an event differently under the same files, so that collectors of both
 /// versions never decide the same event differently unnoticed.
-const JUDGEMENT_VERSION: u8 = 1;
+const JUDGEMENT_VERSION: u8 = 2;
 
 /// Version of events that no plan speaks of.
 pub const UNPLANNED: i32 = 0;
@@ -188,7 +188,7 @@ impl Plan {
     }
 
     /// Judges a valid event.
-    pub fn judge(&self, event: &Event) -> Judgement<'_> {
+    pub fn judge(&self, event: &Event<'_>) -> Judgement<'_> {
         let planned = event.name.as_deref().and_then(|name| self.lookup(name));
         let mut judgement = Judgement {
             planned,
@@ -225,10 +225,10 @@ impl Plan {
         judgement
     }
 
-    fn note_promoted(&self, event: &Event, violations: &mut Vec<Violation>) {
+    fn note_promoted(&self, event: &Event<'_>, violations: &mut Vec<Violation>) {
         for Promoted { name, column_type } in &self.promoted {
             let value = event.properties.get(name);
-            let Some(value) = value.filter(|value| !column_type.holds(value)) else {
+            let Some(value) = value.filter(|value| !column_type.holds(scalar(value))) else {
                 continue;
             };
             let path = format!("$.properties.{name}");
@@ -293,7 +293,7 @@ impl Planned {
             move |error| PlanError::File { file, error }
         };
         let mut schema = match &parsed.schema {
-            Value::Null => Schema::default(),
+            serde_json::Value::Null => Schema::default(),
             value => Schema::compile(value, "$.schema").map_err(schema_error(file))?,
         };
         let common = schema.add_common(&common.common);
@@ -309,10 +309,19 @@ impl Planned {
 }
 
 /// Adds a file to a fingerprint; how it is laid out does not count, nor does what explains it.
-fn update(digest: &mut Sha256, value: &Value) {
-    if let Value::Object(object) = value {
-        digest.update(headwater_protocol::event::canonical_json_of(object));
-        digest.update([0]);
+fn update(digest: &mut Sha256, object: &Object<'_>) {
+    digest.update(object.to_canonical());
+    digest.update([0]);
+}
+
+/// Returns a value as a promoted column sees it.
+pub(crate) fn scalar<'a>(value: &'a Value<'_>) -> Scalar<'a> {
+    match value {
+        Value::Null => Scalar::Null,
+        Value::Bool(value) => Scalar::Boolean(*value),
+        Value::Number(number) => Scalar::Number(number),
+        Value::Text(text) => Scalar::Text(text),
+        Value::Array(_) | Value::Object(_) => Scalar::Other,
     }
 }
 
@@ -320,6 +329,11 @@ fn update(digest: &mut Sha256, value: &Value) {
 fn key(name: &str) -> String {
     let mut out = String::with_capacity(name.len());
     for c in name.trim().chars() {
+        if c.is_ascii_alphanumeric() {
+            // What nearly all names are made of.
+            out.push(c.to_ascii_lowercase());
+            continue;
+        }
         if c.is_alphanumeric() {
             out.extend(c.to_lowercase());
         } else if !out.ends_with('_') {

@@ -5,9 +5,10 @@
 //! over. A violation names the path and the keyword, and no value and no key of the event.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
-use serde_json::{Map, Number, Value};
+use headwater_protocol::json::{Object, Value};
+use serde_json::{Map, Number, Value as Json};
 
 use super::format;
 
@@ -73,7 +74,7 @@ pub(crate) struct Schema {
     sizes: Vec<(Size, u64)>,
     format: Option<format::Format>,
     items: Option<Box<Schema>>,
-    properties: HashMap<String, Schema>,
+    properties: BTreeMap<String, Schema>,
     required: Vec<String>,
     /// `additionalProperties`; `None` is `true`.
     additional: Option<Additional>,
@@ -82,7 +83,7 @@ pub(crate) struct Schema {
 #[derive(Debug)]
 struct Allowed {
     keyword: &'static str,
-    values: Vec<Value>,
+    values: Vec<Json>,
 }
 
 #[derive(Debug)]
@@ -106,13 +107,13 @@ const TYPES: [(&str, u8); 7] = [
 ];
 
 impl Types {
-    fn of(value: &Value) -> Self {
+    fn of(value: &Value<'_>) -> Self {
         Self(match value {
             Value::Null => 1,
             Value::Bool(_) => 2,
             Value::Number(number) if is_whole(number) => 4,
             Value::Number(_) => 8,
-            Value::String(_) => 16,
+            Value::Text(_) => 16,
             Value::Array(_) => 32,
             Value::Object(_) => 64,
         })
@@ -195,10 +196,10 @@ impl Size {
     }
 
     /// Says whether the keyword speaks of `value` and it is too short or too long.
-    fn is_broken_by(self, value: &Value, bound: u64) -> bool {
+    fn is_broken_by(self, value: &Value<'_>, bound: u64) -> bool {
         match (self, value) {
-            (Self::MinLength, Value::String(text)) => (text.chars().count() as u64) < bound,
-            (Self::MaxLength, Value::String(text)) => {
+            (Self::MinLength, Value::Text(text)) => (text.chars().count() as u64) < bound,
+            (Self::MaxLength, Value::Text(text)) => {
                 // Bytes are never fewer than characters.
                 text.len() as u64 > bound && text.chars().count() as u64 > bound
             }
@@ -233,18 +234,18 @@ impl Schema {
     ///
     /// # Errors
     /// The first keyword that is unknown or has an impossible value.
-    pub(crate) fn compile(value: &Value, path: &str) -> Result<Self, SchemaError> {
+    pub(crate) fn compile(value: &Json, path: &str) -> Result<Self, SchemaError> {
         Self::compile_at(value, path, 0)
     }
 
-    fn compile_at(value: &Value, path: &str, depth: usize) -> Result<Self, SchemaError> {
+    fn compile_at(value: &Json, path: &str, depth: usize) -> Result<Self, SchemaError> {
         if depth > DEPTH_MAX {
             let reason = format!("schemas are nested deeper than {DEPTH_MAX}");
             return Err(SchemaError::new(path, reason));
         }
         let object = match value {
-            Value::Bool(true) => return Ok(Self::default()),
-            Value::Object(object) => object,
+            Json::Bool(true) => return Ok(Self::default()),
+            Json::Object(object) => object,
             _ => return Err(SchemaError::new(path, "a schema is an object or `true`")),
         };
         let mut schema = Self::default();
@@ -258,14 +259,14 @@ impl Schema {
     fn add(
         &mut self,
         keyword: &str,
-        value: &Value,
+        value: &Json,
         path: &str,
         depth: usize,
     ) -> Result<(), SchemaError> {
         let wrong = |reason: &str| SchemaError::new(path, reason);
         let nested = |value| Self::compile_at(value, path, depth + 1).map(Box::new);
         if let Some((_, bound)) = Bound::ALL.iter().find(|(name, _)| *name == keyword) {
-            let Value::Number(number) = value else {
+            let Json::Number(number) = value else {
                 return Err(wrong("must be a number"));
             };
             self.bounds.push((*bound, number.clone()));
@@ -282,7 +283,7 @@ impl Schema {
                 wrong("must be one or a list of null, boolean, integer, number, string, array, object")
             })?),
             "enum" => match value {
-                Value::Array(values) if !values.is_empty() => {
+                Json::Array(values) if !values.is_empty() => {
                     let values = values.clone();
                     self.allowed = Some(Allowed { keyword: "enum", values });
                 }
@@ -300,8 +301,8 @@ impl Schema {
             "items" => self.items = Some(nested(value)?),
             "additionalProperties" => {
                 self.additional = match value {
-                    Value::Bool(true) => None,
-                    Value::Bool(false) => Some(Additional::None),
+                    Json::Bool(true) => None,
+                    Json::Bool(false) => Some(Additional::None),
                     value => Some(Additional::Like(nested(value)?)),
                 }
             }
@@ -314,7 +315,7 @@ impl Schema {
                 }
             }
             "required" => {
-                let names = value.as_array().into_iter().flatten().map(Value::as_str);
+                let names = value.as_array().into_iter().flatten().map(Json::as_str);
                 let names: Option<Vec<&str>> = names.collect();
                 let names = names.filter(|_| value.is_array());
                 let names = names.ok_or_else(|| wrong("must be a list of names"))?;
@@ -327,7 +328,7 @@ impl Schema {
     }
 
     /// Adds what holds for every event, where the schema itself says nothing about the name.
-    pub(crate) fn add_common(&mut self, common: &Map<String, Value>) -> Result<(), SchemaError> {
+    pub(crate) fn add_common(&mut self, common: &Map<String, Json>) -> Result<(), SchemaError> {
         for (name, value) in common {
             if !self.properties.contains_key(name) {
                 let schema = Self::compile(value, &format!("$.common.{name}"))?;
@@ -339,13 +340,13 @@ impl Schema {
 
     /// Returns what of `object`, whose path is `path`, is not as the schema says; at most
     /// [`VIOLATIONS_MAX`].
-    pub(crate) fn check(&self, object: &Map<String, Value>, path: &str) -> Found {
+    pub(crate) fn check(&self, object: &Object<'_>, path: &str) -> Found {
         let mut found = Found::default();
         self.check_object(object, &Path::Root(path), &mut found);
         found
     }
 
-    fn check_value(&self, value: &Value, path: &Path<'_>, found: &mut Found) {
+    fn check_value(&self, value: &Value<'_>, path: &Path<'_>, found: &mut Found) {
         if found.is_full() {
             return;
         }
@@ -357,7 +358,7 @@ impl Schema {
         if let Some(allowed) = &self.allowed
             && !allowed.values.iter().any(|it| is_same(it, value))
         {
-            let expected = || Value::from(allowed.values.clone()).to_string();
+            let expected = || Json::from(allowed.values.clone()).to_string();
             found.add(path, allowed.keyword, expected, type_name(value));
         }
         if let Value::Number(number) = value {
@@ -378,7 +379,7 @@ impl Schema {
             }
         }
         match value {
-            Value::String(text) => {
+            Value::Text(text) => {
                 if let Some(format) = self.format.filter(|format| !format.holds(text)) {
                     found.add(path, "format", || format.name().to_owned(), "string");
                 }
@@ -396,15 +397,18 @@ impl Schema {
         }
     }
 
-    fn check_object(&self, object: &Map<String, Value>, path: &Path<'_>, found: &mut Found) {
+    fn check_object(&self, object: &Object<'_>, path: &Path<'_>, found: &mut Found) {
         for name in &self.required {
             if !object.contains_key(name) {
                 let path = Path::Property(path, name);
                 found.add(&path, "required", || "a value".to_owned(), "missing");
             }
         }
-        for (name, value) in object {
-            match (self.properties.get_key_value(name), &self.additional) {
+        // Both are in order of the names.
+        let mut known = self.properties.iter().peekable();
+        for (name, value) in object.iter() {
+            while known.next_if(|(it, _)| it.as_str() < name).is_some() {}
+            match (known.next_if(|(it, _)| *it == name), &self.additional) {
                 (Some((name, schema)), _) => {
                     schema.check_value(value, &Path::Property(path, name), found);
                 }
@@ -423,14 +427,14 @@ impl Schema {
     }
 }
 
-fn types(value: &Value) -> Option<Types> {
-    let bits = |value: &Value| {
+fn types(value: &Json) -> Option<Types> {
+    let bits = |value: &Json| {
         let name = value.as_str()?;
         let found = TYPES.iter().find(|(known, _)| *known == name);
         found.map(|(_, bits)| *bits)
     };
     match value {
-        Value::Array(names) if !names.is_empty() => names
+        Json::Array(names) if !names.is_empty() => names
             .iter()
             .map(bits)
             .try_fold(0, |all, bits| Some(all | bits?))
@@ -439,21 +443,37 @@ fn types(value: &Value) -> Option<Types> {
     }
 }
 
-/// 1 and 1.0 are the same value.
-fn is_same(left: &Value, right: &Value) -> bool {
-    match (left, right) {
-        (Value::Number(left), Value::Number(right)) => compare(left, right) == Ordering::Equal,
-        (left, right) => left == right,
+/// Says whether a value of the schema and one of an event are the same; 1 and 1.0 are.
+fn is_same(allowed: &Json, value: &Value<'_>) -> bool {
+    match (allowed, value) {
+        (Json::Null, Value::Null) => true,
+        (Json::Bool(left), Value::Bool(right)) => left == right,
+        (Json::Number(left), Value::Number(right)) => compare(left, right) == Ordering::Equal,
+        (Json::String(left), Value::Text(right)) => left == right,
+        (Json::Array(left), Value::Array(right)) => {
+            left.len() == right.len()
+                && left
+                    .iter()
+                    .zip(right)
+                    .all(|(left, right)| is_same(left, right))
+        }
+        (Json::Object(left), Value::Object(right)) => {
+            left.len() == right.iter().count()
+                && right
+                    .iter()
+                    .all(|(key, right)| left.get(key).is_some_and(|left| is_same(left, right)))
+        }
+        _ => false,
     }
 }
 
-pub(super) fn type_name(value: &Value) -> &'static str {
+pub(super) fn type_name(value: &Value<'_>) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "boolean",
         Value::Number(number) if is_whole(number) => "integer",
         Value::Number(_) => "number",
-        Value::String(_) => "string",
+        Value::Text(_) => "string",
         Value::Array(_) => "array",
         Value::Object(_) => "object",
     }
@@ -515,10 +535,15 @@ mod tests {
 
     use super::*;
 
-    fn broken(schema: &Value, value: Value) -> Vec<String> {
+    fn violations(schema: &Json, x: &Json, path: &str) -> Vec<Violation> {
         let schema = Schema::compile(&json!({"properties": {"x": schema}}), "$").unwrap();
-        let object = Map::from_iter([("x".to_owned(), value)]);
-        let violations = schema.check(&object, "$").violations;
+        let text = json!({"x": x}).to_string();
+        let event = Value::parse(text.as_bytes()).unwrap();
+        schema.check(event.as_object().unwrap(), path).violations
+    }
+
+    fn broken(schema: &Json, value: &Json) -> Vec<String> {
+        let violations = violations(schema, value, "$");
         violations.iter().map(Violation::short).collect()
     }
 
@@ -541,6 +566,12 @@ mod tests {
                 json!({"a": 1}),
                 json!({"a": 2}),
                 "const",
+            ),
+            (
+                json!({"enum": [{"a": [1, null]}]}),
+                json!({"a": [1.0, null]}),
+                json!({"a": [1.0]}),
+                "enum",
             ),
             (json!({"minimum": 1}), json!(1), json!(0.5), "minimum"),
             (json!({"maximum": 5}), json!(5), json!(6), "maximum"),
@@ -589,20 +620,17 @@ mod tests {
             ),
         ];
         for (schema, good, bad, keyword) in cases {
-            assert_eq!(broken(&schema, good.clone()), [""; 0], "{schema} {good}");
-            assert_eq!(
-                broken(&schema, bad.clone()),
-                [format!("$.x: {keyword}")],
-                "{schema} {bad}"
-            );
+            assert_eq!(broken(&schema, &good), [""; 0], "{schema} {good}");
+            let expected = [format!("$.x: {keyword}")];
+            assert_eq!(broken(&schema, &bad), expected, "{schema} {bad}");
         }
     }
 
     #[test]
     fn keywords_of_another_type_do_not_speak() {
         let schema = json!({"minimum": 5, "minLength": 5, "minItems": 5, "required": ["a"], "format": "uuid"});
-        assert_eq!(broken(&schema, json!(null)), [""; 0]);
-        assert_eq!(broken(&schema, json!({})), ["$.x.a: required"]);
+        assert_eq!(broken(&schema, &json!(null)), [""; 0]);
+        assert_eq!(broken(&schema, &json!({})), ["$.x.a: required"]);
     }
 
     #[test]
@@ -618,7 +646,7 @@ mod tests {
         });
         let value = json!({"tags": ["a", 1], "plan": {"secret": 1}, "other": "x", "count": 3});
         assert_eq!(
-            broken(&schema, value),
+            broken(&schema, &value),
             [
                 "$.x.*: type",
                 "$.x.plan.id: required",
@@ -630,10 +658,8 @@ mod tests {
 
     #[test]
     fn a_violation_says_what_is_expected_and_no_value() {
-        let schema = json!({"properties": {"x": {"type": ["integer", "null"]}}});
-        let schema = Schema::compile(&schema, "$").unwrap();
-        let object = Map::from_iter([("x".to_owned(), json!("secret"))]);
-        let violations = schema.check(&object, "$.properties").violations;
+        let schema = json!({"type": ["integer", "null"]});
+        let violations = violations(&schema, &json!("secret"), "$.properties");
         assert_eq!(
             violations[0].to_string(),
             "$.properties.x: type: null or integer expected, string found"
@@ -643,8 +669,8 @@ mod tests {
     #[test]
     fn what_is_noted_of_one_event_is_bounded() {
         let schema = json!({"items": {"type": "string"}});
-        let value = Value::from(vec![1; 1000]);
-        assert_eq!(broken(&schema, value).len(), VIOLATIONS_MAX);
+        let value = Json::from(vec![1; 1000]);
+        assert_eq!(broken(&schema, &value).len(), VIOLATIONS_MAX);
     }
 
     #[test]

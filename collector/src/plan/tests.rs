@@ -3,17 +3,17 @@
 use super::*;
 use crate::staging::actor::Actor;
 
-fn event(body: &str) -> Event {
+fn event(body: &str) -> Event<'_> {
     Event::parse(body.as_bytes(), None, None).unwrap()
 }
 
-fn track(name: &str, properties: &str) -> Event {
-    event(&format!(
-        r#"{{"type":"track","event":"{name}","userId":"u","properties":{properties}}}"#
-    ))
+fn track(name: &str, properties: &str) -> Event<'static> {
+    let body =
+        format!(r#"{{"type":"track","event":"{name}","userId":"u","properties":{properties}}}"#);
+    event(body.leak())
 }
 
-fn noted(plan: &Plan, event: &Event) -> Vec<String> {
+fn noted(plan: &Plan, event: &Event<'_>) -> Vec<String> {
     let violations = plan.judge(event).violations;
     violations.iter().map(Violation::short).collect()
 }

@@ -102,7 +102,7 @@ pub async fn replay(
 }
 
 /// Returns the event if it may be stored now; why not otherwise, as a class and in words.
-fn judge(entry: &Entry, plan: &Plan) -> Result<(Record, Event), (String, String)> {
+fn judge(entry: &Entry, plan: &Plan) -> Result<Record, (String, String)> {
     let record = entry
         .record()
         .map_err(|reason| ("not replayable".to_owned(), reason))?;
@@ -114,7 +114,7 @@ fn judge(entry: &Entry, plan: &Plan) -> Result<(Record, Event), (String, String)
         let reasons = reasons.collect::<Vec<_>>().join("; ");
         return Err(("tracking plan".to_owned(), reasons));
     }
-    Ok((record, event))
+    Ok(record)
 }
 
 struct Run<'a> {
@@ -124,7 +124,7 @@ struct Run<'a> {
     hook: ReplayHook<'a>,
 }
 
-type Judged = (Entry, (Record, Event));
+type Judged = (Entry, Record);
 
 impl Run<'_> {
     /// Adds what the head does not have, however often others commit meanwhile.
@@ -200,14 +200,15 @@ impl Run<'_> {
 
     fn rows(&self, missing: &[&Judged]) -> Result<RecordBatch, QuarantineError> {
         let mut rows = EventRows::new(self.plan.promoted());
-        for (entry, (record, event)) in missing {
+        for (entry, record) in missing {
+            let event = Event::from_record(record).expect("it was valid when it was judged");
             let origin = BatchOrigin {
                 key: entry.key.clone(),
                 batch_id: format!("{BATCH_PREFIX}{}", entry.quarantine_id),
                 now: entry.failed_at,
             };
-            let judgement = self.plan.judge(event);
-            rows.push(&origin, entry.sequence, record, event, &judgement)?;
+            let judgement = self.plan.judge(&event);
+            rows.push(&origin, entry.sequence, record, &event, &judgement)?;
         }
         Ok(rows.finish()?)
     }

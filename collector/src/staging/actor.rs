@@ -4,8 +4,8 @@
 //! what the plan implies, which wins over what the ids imply; in doubt the column is null.
 
 use headwater_protocol::Event;
+use headwater_protocol::json::{Object, Value};
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
 /// Who an event is about, the `actor_type` column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -88,18 +88,18 @@ impl Causer {
 }
 
 /// Returns who caused `event`; `causer` is what the tracking plan says about its name.
-pub fn derive(event: &Event, causer: Option<Causer>) -> Option<Actor> {
+pub fn derive(event: &Event<'_>, causer: Option<Causer>) -> Option<Actor> {
     said(&event.properties)
         .or_else(|| said(&event.context))
         .or_else(|| causer.and_then(|causer| implied(event, causer)))
         .or_else(|| by_ids(event))
 }
 
-fn said(object: &Map<String, Value>) -> Option<Actor> {
+fn said(object: &Object<'_>) -> Option<Actor> {
     object.get("actor_type")?.as_str().and_then(Actor::parse)
 }
 
-fn implied(event: &Event, causer: Causer) -> Option<Actor> {
+fn implied(event: &Event<'_>, causer: Causer) -> Option<Actor> {
     match causer {
         Causer::Always(actor) => Some(actor),
         Causer::Contact => Some(Actor::ContactUser),
@@ -109,7 +109,7 @@ fn implied(event: &Event, causer: Causer) -> Option<Actor> {
     }
 }
 
-fn by_ids(event: &Event) -> Option<Actor> {
+fn by_ids(event: &Event<'_>) -> Option<Actor> {
     let flag = |key: &str| event.properties.get(key).and_then(Value::as_bool) == Some(true);
     if flag("is_ai_answer") {
         return Some(Actor::AiAgent);

@@ -14,16 +14,15 @@ use arrow::array::{
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
-use headwater_protocol::event::canonical_json_of;
+use headwater_protocol::json::{Object, Value};
 use headwater_protocol::{Event, EventType, Record, Sequence};
-use headwater_tables::promoted::{self, ColumnType, Promoted};
-use serde_json::{Map, Value};
+use headwater_tables::promoted::{ColumnType, Promoted, Scalar};
 
 use super::actor::Actor;
 use super::time_rule::{Observed, is_representable, resolve};
 use super::{BatchOrigin, actor};
-use crate::plan::Judgement;
 use crate::plan::schema::Violation;
+use crate::plan::{Judgement, scalar};
 
 /// Events above this size are flagged `large`: Segment's own limit, in bytes.
 const LARGE_BYTES: usize = 32 * 1024;
@@ -219,7 +218,7 @@ impl EventRows {
         origin: &BatchOrigin,
         sequence: Sequence,
         record: &Record,
-        event: &Event,
+        event: &Event<'_>,
         judgement: &Judgement<'_>,
     ) -> Result<(), ArrowError> {
         self.company_id.append_value(&record.company_id);
@@ -229,10 +228,10 @@ impl EventRows {
         self.event_type.append_value(event.event_type.as_str());
         self.schema_version.append_value(judgement.version);
         self.properties
-            .append_value(canonical_json_of(&event.properties));
-        self.context.append_value(canonical_json_of(&event.context));
+            .append_value(event.properties.to_canonical());
+        self.context.append_value(event.context.to_canonical());
         self.traits
-            .append_option(event.traits.as_ref().map(canonical_json_of));
+            .append_option(event.traits.as_ref().map(Object::to_canonical));
         self.attempt
             .append_option(record.attempt.and_then(|it| i32::try_from(it).ok()));
         let event_time = self.push_times(record, event);
@@ -254,7 +253,7 @@ impl EventRows {
     }
 
     /// Fills the time columns and returns the event time.
-    fn push_times(&mut self, record: &Record, event: &Event) -> i64 {
+    fn push_times(&mut self, record: &Record, event: &Event<'_>) -> i64 {
         let received_at = record.received_at;
         let sent_at = event.sent_at.filter(|time| is_representable(*time));
         let original = event
@@ -282,7 +281,7 @@ impl EventRows {
     }
 
     /// Fills the name, the actor and the promoted properties.
-    fn push_who(&mut self, event: &Event, judgement: &Judgement<'_>) {
+    fn push_who(&mut self, event: &Event<'_>, judgement: &Judgement<'_>) {
         let planned = judgement.planned;
         let raw = event.name.as_deref();
         let canonical = planned.map(|planned| planned.name.as_str());
@@ -306,7 +305,7 @@ impl EventRows {
     }
 
     /// Fills what the client says about itself.
-    fn push_context(&mut self, record: &Record, event: &Event) {
+    fn push_context(&mut self, record: &Record, event: &Event<'_>) {
         let properties = &event.properties;
         let context = &event.context;
         let page = object(context, "page");
@@ -330,7 +329,7 @@ impl EventRows {
     fn push_flags(
         &mut self,
         record: &Record,
-        event: &Event,
+        event: &Event<'_>,
         event_time: i64,
         judgement: &Judgement<'_>,
     ) {
@@ -462,13 +461,13 @@ impl PlannedColumn {
     }
 
     /// Adds the value of an event; null where it has none or one of another type.
-    fn push(&mut self, event: &Event) {
-        let value = event.properties.get(self.field.name());
+    fn push(&mut self, event: &Event<'_>) {
+        let value = event.properties.get(self.field.name()).map(scalar);
         match &mut self.values {
-            PlannedValues::String(values) => values.append_option(value.and_then(promoted::text)),
-            PlannedValues::Long(values) => values.append_option(value.and_then(Value::as_i64)),
-            PlannedValues::Double(values) => values.append_option(value.and_then(Value::as_f64)),
-            PlannedValues::Boolean(values) => values.append_option(value.and_then(Value::as_bool)),
+            PlannedValues::String(values) => values.append_option(value.and_then(Scalar::text)),
+            PlannedValues::Long(values) => values.append_option(value.and_then(Scalar::long)),
+            PlannedValues::Double(values) => values.append_option(value.and_then(Scalar::double)),
+            PlannedValues::Boolean(values) => values.append_option(value.and_then(Scalar::boolean)),
         }
     }
 }
@@ -485,7 +484,7 @@ impl PlannedValues {
 }
 
 /// An admin's own event is about that admin, a contact's about that contact.
-fn implied_id<'a>(event: &'a Event, actor: Option<Actor>, key: &str) -> Option<&'a str> {
+fn implied_id<'a>(event: &'a Event<'_>, actor: Option<Actor>, key: &str) -> Option<&'a str> {
     match (key, actor?) {
         ("admin_id", Actor::Admin) | ("contact_id", Actor::ContactUser | Actor::ContactLead) => {
             event.user_id.as_deref()
@@ -494,26 +493,26 @@ fn implied_id<'a>(event: &'a Event, actor: Option<Actor>, key: &str) -> Option<&
     }
 }
 
-fn user_agent<'a>(record: &'a Record, event: &'a Event) -> Option<&'a str> {
+fn user_agent<'a>(record: &'a Record, event: &'a Event<'_>) -> Option<&'a str> {
     text(&event.context, "userAgent").or(record.user_agent.as_deref())
 }
 
-fn library<'a>(event: &'a Event, key: &str) -> Option<&'a str> {
+fn library<'a>(event: &'a Event<'_>, key: &str) -> Option<&'a str> {
     object(&event.context, "library").and_then(|library| text(library, key))
 }
 
-fn object<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a Map<String, Value>> {
-    map.get(key)?.as_object()
+fn object<'a, 'e>(object: &'a Object<'e>, key: &str) -> Option<&'a Object<'e>> {
+    object.get(key)?.as_object()
 }
 
-fn text<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
-    map.get(key)?.as_str().filter(|text| !text.is_empty())
+fn text<'a>(object: &'a Object<'_>, key: &str) -> Option<&'a str> {
+    object.get(key)?.as_str().filter(|text| !text.is_empty())
 }
 
 /// Ids are opaque: a number is as good as its digits.
-fn id_text<'a>(map: &'a Map<String, Value>, key: &str) -> Option<Cow<'a, str>> {
-    match map.get(key)? {
-        Value::String(text) if !text.is_empty() => Some(Cow::Borrowed(text)),
+fn id_text<'a>(object: &'a Object<'_>, key: &str) -> Option<Cow<'a, str>> {
+    match object.get(key)? {
+        Value::Text(text) if !text.is_empty() => Some(Cow::Borrowed(text)),
         Value::Number(number) => Some(Cow::Owned(number.to_string())),
         _ => None,
     }

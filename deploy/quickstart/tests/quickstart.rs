@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -11,6 +12,7 @@ use std::sync::{Arc, LazyLock};
 use chrono::NaiveDate;
 use headwater_collector::plan::Plan;
 use headwater_protocol::Event;
+use headwater_protocol::json::Value;
 use headwater_quickstart::desk::{Desk, Fate, Sdk};
 use headwater_quickstart::operational::{self, Cell, Table, WriteError};
 use headwater_quickstart::pki::{Files, Pki, PkiError};
@@ -82,7 +84,7 @@ fn a_weekend_has_nearly_as_many_conversations_and_parts() {
 
 #[test]
 fn every_event_parses_or_fails_as_the_tally_says() {
-    let mut payloads: HashMap<(usize, String), [u8; 16]> = HashMap::new();
+    let mut payloads: HashMap<(usize, Cow<'_, str>), [u8; 16]> = HashMap::new();
     let (mut distinct, mut copies) = (0_u64, 0_u64);
     let mut invalid = BTreeMap::new();
     for batch in &DESK.batches {
@@ -188,7 +190,7 @@ const REQUIRED: &[(&str, &[&str])] = &[
 ];
 
 /// Good events of the desk, each once.
-fn good_events() -> impl Iterator<Item = (usize, Event)> {
+fn good_events() -> impl Iterator<Item = (usize, Event<'static>)> {
     DESK.batches.iter().flat_map(|batch| {
         let items = batch.items.iter().filter(|item| item.fate == Fate::New);
         items.map(|item| {
@@ -207,12 +209,12 @@ fn every_planned_event_occurs_with_its_required_properties() {
             continue;
         };
         let required = plan
-            .get(name.as_str())
+            .get(&*name)
             .unwrap_or_else(|| panic!("unplanned `{name}`"));
         for property in *required {
             let value = event.properties.get(*property);
             assert!(
-                value.is_some_and(|v| !v.is_null()),
+                value.is_some_and(|v| *v != Value::Null),
                 "`{name}` without `{property}`"
             );
         }

@@ -15,10 +15,8 @@
 //! | `properties.$lib`, `$current_url`, … and v1's `options` | `context` |
 //! | `$set`, `$group_set` | `traits` |
 
-use serde_json::{Map, Value, json};
-
-use super::{Event, EventType, map, payload_hash, payload_id, text};
-type Object = Map<String, Value>;
+use super::{Event, EventType, object_of, payload_hash, payload_id, text};
+use crate::json::{Object, Value};
 
 /// Returns the kind of call that a PostHog event of this name is.
 pub(crate) fn event_type(name: &str) -> EventType {
@@ -34,15 +32,15 @@ pub(crate) fn event_type(name: &str) -> EventType {
 
 /// Builds a PostHog event that the rules have found valid; times in microseconds since the Unix
 /// epoch.
-pub(super) fn build(
-    mut object: Object,
+pub(super) fn build<'a>(
+    mut object: Object<'a>,
     event_type: EventType,
     original_timestamp: Option<i64>,
     sent_at: Option<i64>,
-) -> Event {
+) -> Event<'a> {
     let payload_sha256 = payload_hash(&object);
     let message_id = text(&object, "uuid");
-    let mut properties = map(&mut object, "properties").unwrap_or_default();
+    let mut properties = object_of(&mut object, "properties").unwrap_or_default();
     let mut user_id = text(&object, "distinct_id");
     let mut anonymous_id =
         text(&properties, "$anon_distinct_id").or_else(|| text(&properties, "$device_id"));
@@ -69,7 +67,7 @@ pub(super) fn build(
         if let Some(value) = value
             && !properties.contains_key(key)
         {
-            properties.insert(key.to_owned(), value);
+            properties.insert(key, value);
         }
     }
     Event {
@@ -91,10 +89,9 @@ pub(super) fn build(
 }
 
 /// Returns whether the client says that `distinct_id` names a device or nobody.
-fn is_unknown_person(object: &Object, properties: &Object) -> bool {
-    let option = object
-        .get("options")
-        .and_then(|options| options.get("process_person_profile"));
+fn is_unknown_person(object: &Object<'_>, properties: &Object<'_>) -> bool {
+    let options = object.get("options").and_then(Value::as_object);
+    let option = options.and_then(|options| options.get("process_person_profile"));
     let claims = [
         option,
         properties.get("$process_person_profile"),
@@ -103,7 +100,11 @@ fn is_unknown_person(object: &Object, properties: &Object) -> bool {
     claims.contains(&Some(&Value::Bool(false)))
 }
 
-fn traits(object: &mut Object, properties: &Object, event_type: EventType) -> Option<Object> {
+fn traits<'a>(
+    object: &mut Object<'a>,
+    properties: &Object<'a>,
+    event_type: EventType,
+) -> Option<Object<'a>> {
     let group = (event_type == EventType::Group).then(|| properties.get("$group_set"));
     let found = match group {
         Some(group) => group.cloned(),
@@ -118,47 +119,64 @@ fn traits(object: &mut Object, properties: &Object, event_type: EventType) -> Op
 }
 
 /// Returns what the client says about itself, under the names that other clients use.
-fn context(object: &mut Object, properties: &Object) -> Object {
-    let mut context = Map::new();
-    let mut put = |section: Option<&str>, key: &str, property: &str| {
-        let Some(value) = properties.get(property).filter(|value| value.is_string()) else {
-            return;
-        };
-        let target = match section {
-            None => &mut context,
-            Some(section) => {
-                let section = context
-                    .entry(section)
-                    .or_insert_with(|| Value::Object(Map::new()));
-                section.as_object_mut().expect("made as an object above")
-            }
-        };
-        target.insert(key.to_owned(), value.clone());
+fn context<'a>(object: &mut Object<'a>, properties: &Object<'a>) -> Object<'a> {
+    let text = |property: &str| {
+        let value = properties.get(property);
+        value.filter(|value| value.as_str().is_some()).cloned()
     };
-    put(Some("library"), "name", "$lib");
-    put(Some("library"), "version", "$lib_version");
-    put(Some("page"), "url", "$current_url");
-    put(Some("page"), "path", "$pathname");
-    put(Some("page"), "referrer", "$referrer");
-    put(None, "userAgent", "$raw_user_agent");
-    put(None, "timezone", "$timezone");
-    put(None, "locale", "$browser_language");
+    let mut context = Object::default();
+    let sections = [
+        (
+            "library",
+            &[("name", "$lib"), ("version", "$lib_version")][..],
+        ),
+        (
+            "page",
+            &[
+                ("url", "$current_url"),
+                ("path", "$pathname"),
+                ("referrer", "$referrer"),
+            ],
+        ),
+    ];
+    for (name, keys) in sections {
+        let mut section = Object::default();
+        for (key, property) in keys {
+            if let Some(value) = text(property) {
+                section.insert(*key, value);
+            }
+        }
+        if section.iter().next().is_some() {
+            context.insert(name, Value::Object(section));
+        }
+    }
+    for (key, property) in [
+        ("userAgent", "$raw_user_agent"),
+        ("timezone", "$timezone"),
+        ("locale", "$browser_language"),
+    ] {
+        if let Some(value) = text(property) {
+            context.insert(key, value);
+        }
+    }
     if let Some(options) = object.remove("options") {
-        context.insert("options".to_owned(), options);
+        context.insert("options", options);
     }
     context
 }
 
 /// Adds the library to an event that leaves it to the request's `User-Agent`, as v1 does:
 /// `posthog-python/7.91.1`.
-pub(super) fn add_library(event: &mut Event, user_agent: Option<&str>) {
+pub(super) fn add_library<'a>(event: &mut Event<'a>, user_agent: Option<&'a str>) {
     let product = user_agent.and_then(|agent| agent.split(' ').next());
     let Some((name, version)) = product.and_then(|product| product.split_once('/')) else {
         return;
     };
     if name.starts_with("posthog") && !event.context.contains_key("library") {
-        let library = json!({"name": name, "version": version});
-        event.context.insert("library".to_owned(), library);
+        let mut library = Object::default();
+        library.insert("name", name.into());
+        library.insert("version", version.into());
+        event.context.insert("library", Value::Object(library));
     }
 }
 
@@ -167,7 +185,7 @@ mod tests {
     use super::*;
     use crate::timestamp;
 
-    fn read(body: &str) -> Event {
+    fn read(body: &str) -> Event<'_> {
         Event::parse(body.as_bytes(), None, Some("2026-01-02T00:00:00Z")).unwrap()
     }
 
@@ -190,14 +208,18 @@ mod tests {
             timestamp::parse("2026-01-01T00:00:00.5Z")
         );
         assert_eq!(event.sent_at, timestamp::parse("2026-01-02T00:00:00Z"));
-        let expected = json!({
-            "library": {"name": "posthog-python", "version": "7.91.1"},
-            "page": {"url": "https://a/b", "path": "/b"},
-        });
-        assert_eq!(Value::Object(event.context), expected);
-        assert_eq!(event.properties["conversation_id"], "c1");
-        assert_eq!(event.properties["$lib"], "posthog-python");
-        assert_eq!(event.properties["session_id"], "s1");
+        let expected = concat!(
+            r#"{"library":{"name":"posthog-python","version":"7.91.1"},"#,
+            r#""page":{"path":"/b","url":"https://a/b"}}"#
+        );
+        assert_eq!(event.context.to_canonical(), expected);
+        for (key, value) in [
+            ("conversation_id", "c1"),
+            ("$lib", "posthog-python"),
+            ("session_id", "s1"),
+        ] {
+            assert_eq!(event.properties.get(key), Some(&value.into()), "{key}");
+        }
     }
 
     #[test]
@@ -209,14 +231,14 @@ mod tests {
         );
         assert_eq!(event.user_id, None);
         assert_eq!(event.anonymous_id.as_deref(), Some("d"));
-        let expected = json!({"session_id": "s", "window_id": "w"});
-        assert_eq!(Value::Object(event.properties.clone()), expected);
+        let expected = r#"{"session_id":"s","window_id":"w"}"#;
+        assert_eq!(event.properties.to_canonical(), expected);
         add_library(&mut event, Some("posthog-python/7.91.1"));
-        let expected = json!({
-            "options": {"process_person_profile": false},
-            "library": {"name": "posthog-python", "version": "7.91.1"},
-        });
-        assert_eq!(Value::Object(event.context.clone()), expected);
+        let expected = concat!(
+            r#"{"library":{"name":"posthog-python","version":"7.91.1"},"#,
+            r#""options":{"process_person_profile":false}}"#
+        );
+        assert_eq!(event.context.to_canonical(), expected);
     }
 
     #[test]
@@ -227,16 +249,17 @@ mod tests {
         );
         assert_eq!(identify.event_type, EventType::Identify);
         assert_eq!(identify.anonymous_id.as_deref(), Some("a"));
-        assert_eq!(identify.traits.unwrap()["plan"], "pro");
+        let traits = |event: &Event<'_>| event.traits.as_ref().map(Object::to_canonical);
+        assert_eq!(traits(&identify).as_deref(), Some(r#"{"plan":"pro"}"#));
         let set = read(r#"{"event":"$set","distinct_id":"u","uuid":"1","$set":{"a":1}}"#);
-        assert_eq!(set.traits.unwrap()["a"], 1);
+        assert_eq!(traits(&set).as_deref(), Some(r#"{"a":1}"#));
         let group = read(
             r#"{"event":"$groupidentify","distinct_id":"u","uuid":"1","properties":
                 {"$group_type":"company","$group_key":"acme","$group_set":{"size":3}}}"#,
         );
         assert_eq!(group.event_type, EventType::Group);
         assert_eq!(group.group_id.as_deref(), Some("acme"));
-        assert_eq!(group.traits.unwrap()["size"], 3);
+        assert_eq!(traits(&group).as_deref(), Some(r#"{"size":3}"#));
         let alias = read(
             r#"{"event":"$create_alias","distinct_id":"u","uuid":"1","properties":{"alias":"v"}}"#,
         );

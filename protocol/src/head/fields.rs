@@ -4,7 +4,9 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Number, Value};
+use serde_json::Number;
+
+use crate::json::{self, Value};
 
 /// The fields that decide. A key that comes twice counts as its last.
 #[derive(Debug, Default)]
@@ -26,9 +28,9 @@ pub(crate) struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     /// Takes them from a parsed event.
-    pub(crate) fn of(object: &'a Map<String, Value>) -> Self {
+    pub(crate) fn of(object: &'a json::Object<'_>) -> Self {
         let mut fields = Self::default();
-        for (key, value) in object {
+        for (key, value) in object.iter() {
             if let Some(place) = fields.place(key) {
                 *place = Field::of(value);
             }
@@ -71,10 +73,10 @@ pub(super) enum Field<'a> {
 }
 
 impl<'a> Field<'a> {
-    fn of(value: &'a Value) -> Self {
+    fn of(value: &'a Value<'_>) -> Self {
         match value {
             Value::Null => Self::Missing,
-            Value::String(text) => Self::Text(Cow::Borrowed(text)),
+            Value::Text(text) => Self::Text(Cow::Borrowed(text)),
             Value::Number(number) => Self::Number(number.clone()),
             Value::Object(_) => Self::Object,
             Value::Array(_) | Value::Bool(_) => Self::Other,

@@ -12,7 +12,7 @@ fn agree(body: &[u8], path_type: Option<EventType>) {
             assert_eq!(head.invalid, None);
             assert_eq!(head.user_id.as_deref(), event.user_id.as_deref());
             assert_eq!(head.anonymous_id.as_deref(), event.anonymous_id.as_deref());
-            let id = (!event.id_from_server).then_some(event.message_id.as_str());
+            let id = (!event.id_from_server).then_some(&*event.message_id);
             assert_eq!(head.message_id.as_deref(), id);
             assert_eq!(
                 head.sent_at.as_deref().and_then(timestamp::parse),

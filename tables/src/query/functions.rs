@@ -4,6 +4,7 @@
 //! that an analyst can take a report apart. Promise: each is a pure function of its arguments, so that
 //! a night can be run again.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use datafusion::logical_expr::{
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::promoted;
+use crate::promoted::Scalar;
 
 type Body = fn(&[ArrayRef]) -> Result<ArrayRef>;
 
@@ -230,35 +231,35 @@ fn json_text(arguments: &[ArrayRef]) -> Result<ArrayRef> {
 /// Reads the value of a key of each document.
 fn json_values<T>(
     arguments: &[ArrayRef],
-    read: impl Fn(&Value) -> Option<T>,
+    read: impl Fn(Scalar<'_>) -> Option<T>,
 ) -> Result<Vec<Option<T>>> {
     let documents = texts(&arguments[0])?;
     let keys = texts(&arguments[1])?;
     let values = documents.iter().zip(keys.iter()).map(|(document, key)| {
         let (document, key) = document.zip(key)?;
-        let value = serde_json::from_str(&raw_field(document, key)?).ok()?;
-        read(&value)
+        let value: Value = serde_json::from_str(&raw_field(document, key)?).ok()?;
+        read(Scalar::from(&value))
     });
     Ok(values.collect())
 }
 
 fn json_string(arguments: &[ArrayRef]) -> Result<ArrayRef> {
-    let values = json_values(arguments, promoted::text)?;
+    let values = json_values(arguments, |value| value.text().map(Cow::into_owned))?;
     Ok(Arc::new(StringArray::from(values)))
 }
 
 fn json_long(arguments: &[ArrayRef]) -> Result<ArrayRef> {
-    let values = json_values(arguments, Value::as_i64)?;
+    let values = json_values(arguments, |value| value.long())?;
     Ok(Arc::new(Int64Array::from(values)))
 }
 
 fn json_double(arguments: &[ArrayRef]) -> Result<ArrayRef> {
-    let values = json_values(arguments, Value::as_f64)?;
+    let values = json_values(arguments, |value| value.double())?;
     Ok(Arc::new(Float64Array::from(values)))
 }
 
 fn json_boolean(arguments: &[ArrayRef]) -> Result<ArrayRef> {
-    let values = json_values(arguments, Value::as_bool)?;
+    let values = json_values(arguments, |value| value.boolean())?;
     Ok(Arc::new(BooleanArray::from(values)))
 }
 
