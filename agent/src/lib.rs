@@ -13,6 +13,7 @@
 pub mod batcher;
 pub mod buffer;
 pub mod commands;
+pub mod companies;
 pub mod config;
 pub mod metrics;
 pub mod reload;

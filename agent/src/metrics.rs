@@ -9,6 +9,8 @@ pub const REQUESTS: &str = "agent_requests_total";
 pub const CONNECTIONS: &str = "agent_connections_open";
 /// Connections that were closed at a bound, label `reason`: `timeout`.
 pub const CONNECTIONS_CLOSED: &str = "agent_connections_closed_total";
+/// Requests answered with 429 because of one company, labels `company` and `reason`: `queue`, `rate`.
+pub const COMPANY_LIMITED: &str = "agent_company_limited_requests_total";
 /// Memory that requests in progress take; bounded by `http.memory_bytes_max`.
 pub const REQUEST_BYTES: &str = "agent_request_memory_bytes";
 /// Requests that wait for the disk; bounded by `buffer.queue_requests_max`.
@@ -108,6 +110,11 @@ pub const ALL: &[(&str, Kind, &str)] = &[
         CONNECTIONS_CLOSED,
         Kind::Counter,
         "Connections closed at a bound, by `reason`: timeout",
+    ),
+    (
+        COMPANY_LIMITED,
+        Kind::Counter,
+        "Requests answered with 429 because of one `company`, by `reason`: queue, rate",
     ),
     (
         REQUEST_BYTES,

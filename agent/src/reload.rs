@@ -5,7 +5,7 @@
 //! restart. Nothing is interrupted by it: requests go on under the settings they began with, and the
 //! shipper opens its next session before it lets the old one go.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -23,6 +23,7 @@ use crate::metrics::RELOADS;
 pub struct Live {
     config: Config,
     write_keys: HashMap<String, WriteKey>,
+    companies: usize,
 }
 
 impl std::fmt::Debug for Live {
@@ -39,7 +40,22 @@ impl Live {
             .iter()
             .map(|entry| (entry.key.clone(), entry.clone()))
             .collect();
-        Arc::new(Self { config, write_keys })
+        let companies: HashSet<&str> = config
+            .write_keys
+            .iter()
+            .map(|entry| entry.company.as_str())
+            .collect();
+        let companies = companies.len();
+        Arc::new(Self {
+            config,
+            write_keys,
+            companies,
+        })
+    }
+
+    /// Returns how many companies the write keys name.
+    pub fn companies(&self) -> usize {
+        self.companies
     }
 
     /// Returns whose events come with `key`.

@@ -17,6 +17,7 @@ use metrics::{counter, gauge, histogram};
 use tokio::sync::oneshot;
 
 use crate::buffer::{AppendError, Appender, Position};
+use crate::companies::Place;
 use crate::config::BufferConfig;
 use crate::metrics::{APPENDS_REFUSED, COMMIT_SECONDS, COMMITS, QUEUE_BYTES, QUEUE_REQUESTS};
 use crate::reload::Settings;
@@ -91,6 +92,8 @@ pub type Duplicates = Vec<usize>;
 struct Request {
     entries: Vec<Entry>,
     waiting: Waiting,
+    /// The company's part of the queue, let go with the request.
+    place: Option<Place>,
     answer: oneshot::Sender<Result<Duplicates, AppendError>>,
 }
 
@@ -178,6 +181,7 @@ impl Sequencer {
             drop(self.queue.try_send(Request {
                 entries: Vec::new(),
                 waiting,
+                place: None,
                 answer: oneshot::channel().0,
             }));
         }
@@ -188,15 +192,23 @@ impl Sequencer {
     ///
     /// # Errors
     /// See [`AppendError`]; all of them are worth a retry by the client.
-    pub async fn append(&self, entries: Vec<Entry>) -> Result<Duplicates, AppendError> {
-        let result = self.enqueue_and_wait(entries).await;
+    pub async fn append(
+        &self,
+        entries: Vec<Entry>,
+        place: Option<Place>,
+    ) -> Result<Duplicates, AppendError> {
+        let result = self.enqueue_and_wait(entries, place).await;
         if let Err(error) = &result {
             counter!(APPENDS_REFUSED, "reason" => error.reason()).increment(1);
         }
         result
     }
 
-    async fn enqueue_and_wait(&self, entries: Vec<Entry>) -> Result<Duplicates, AppendError> {
+    async fn enqueue_and_wait(
+        &self,
+        entries: Vec<Entry>,
+        place: Option<Place>,
+    ) -> Result<Duplicates, AppendError> {
         if entries.is_empty() {
             return Ok(Duplicates::new());
         }
@@ -208,6 +220,7 @@ impl Sequencer {
         let request = Request {
             entries,
             waiting,
+            place,
             answer,
         };
         self.queue.try_send(request).map_err(|error| match error {
@@ -285,9 +298,10 @@ impl<A: Append> Worker<A> {
             let Request {
                 entries,
                 waiting,
+                place,
                 answer,
             } = request;
-            drop(waiting);
+            drop((waiting, place));
             let result = match &result {
                 Err(error) if !self.is_durable(&entries) => Err(error.clone()),
                 _ => Ok(duplicates),

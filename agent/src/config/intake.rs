@@ -1,4 +1,4 @@
-//! `[http]`, `[admin]`, and what is decided about an event before it is stored: `[dedup]`,
+//! `[http]`, `[company]`, `[admin]`, and what is decided about an event before it is stored: `[dedup]`,
 //! `[event_time]`, `[suppression]`.
 
 use std::net::SocketAddr;
@@ -67,6 +67,32 @@ impl Default for HttpConfig {
             read_timeout_ms: 30_000,
             retry_after_s: 5,
             trust_forwarded_for: false,
+        }
+    }
+}
+
+/// `[company]`: what one company may take where several send to this agent.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CompanyConfig {
+    /// Part of `buffer.queue_requests_max` and `buffer.queue_bytes_max` that one company may take, in
+    /// percent, where the write keys name several; above it 429. Default 50: a flood of one leaves half
+    /// of the queue to the others. 100 turns it off.
+    pub queue_percent: u8,
+    /// Events a second that one company may send, over time; above it 429 with the `Retry-After` that
+    /// brings the rate down. Default 0: no limit. Each agent counts for itself.
+    pub events_per_s: u32,
+    /// How long a company may send faster than `events_per_s` allows, in seconds of that rate. Default 10.
+    /// Higher lets larger bursts through, lower answers an SDK's batch after a pause with 429.
+    pub burst_s: u32,
+}
+
+impl Default for CompanyConfig {
+    fn default() -> Self {
+        Self {
+            queue_percent: 50,
+            events_per_s: 0,
+            burst_s: 10,
         }
     }
 }

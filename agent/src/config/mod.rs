@@ -18,7 +18,9 @@ use crate::window;
 
 pub use buffer::BufferConfig;
 pub use collector::CollectorConfig;
-pub use intake::{AdminConfig, DedupConfig, EventTimeConfig, HttpConfig, SuppressionConfig};
+pub use intake::{
+    AdminConfig, CompanyConfig, DedupConfig, EventTimeConfig, HttpConfig, SuppressionConfig,
+};
 
 /// Highest `http.request_events_max`.
 pub(crate) const REQUEST_EVENTS_MAX: usize = 200_000;
@@ -34,6 +36,9 @@ pub struct Config {
     /// Where SDKs send events.
     #[serde(default)]
     pub http: HttpConfig,
+    /// What one company may take.
+    #[serde(default)]
+    pub company: CompanyConfig,
     /// Metrics, health and readiness.
     #[serde(default)]
     pub admin: AdminConfig,
@@ -81,6 +86,7 @@ impl Config {
     pub fn new(tls: TlsFiles, write_keys: Vec<WriteKey>) -> Self {
         Self {
             http: HttpConfig::default(),
+            company: CompanyConfig::default(),
             admin: AdminConfig::default(),
             buffer: BufferConfig::default(),
             dedup: DedupConfig::default(),

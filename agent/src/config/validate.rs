@@ -117,6 +117,16 @@ impl Config {
             "http.connections_max",
             || "must lie between 1 and 65536".to_owned(),
         )?;
+        check(
+            (1..=100).contains(&self.company.queue_percent),
+            "company.queue_percent",
+            || "must lie between 1 and 100".to_owned(),
+        )?;
+        check(
+            (1..=3600).contains(&self.company.burst_s),
+            "company.burst_s",
+            || "must lie between 1 and 3600".to_owned(),
+        )?;
         let disk_bytes_min = Appender::disk_bytes_min(
             buffer,
             window::disk_bytes_max(self.dedup.ids_max),

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::memory::Reservation;
 use super::prepared::Counts;
 use crate::buffer::AppendError;
+use crate::companies::Limited;
 
 /// An answer up to this is not counted while the client reads it: about as much as its head.
 const UNCOUNTED_BYTES_MAX: usize = 1024;
@@ -83,6 +84,8 @@ pub(super) enum Answer {
     Busy {
         retry_after_s: u32,
     },
+    /// One company takes more than its part.
+    CompanyBusy(Limited),
     Unavailable {
         retry_after_s: u32,
         message: String,
@@ -223,7 +226,10 @@ impl Answer {
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, None),
             Self::Timeout => (StatusCode::REQUEST_TIMEOUT, None),
             Self::TooLarge { .. } | Self::TooMany { .. } => (StatusCode::PAYLOAD_TOO_LARGE, None),
-            Self::Busy { retry_after_s } => (StatusCode::TOO_MANY_REQUESTS, Some(*retry_after_s)),
+            Self::Busy { retry_after_s } | Self::CompanyBusy(Limited::Rate(retry_after_s)) => {
+                (StatusCode::TOO_MANY_REQUESTS, Some(*retry_after_s))
+            }
+            Self::CompanyBusy(Limited::Queue) => (StatusCode::TOO_MANY_REQUESTS, Some(1)),
             Self::Unavailable { retry_after_s, .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, Some(*retry_after_s))
             }
@@ -274,6 +280,14 @@ impl Answer {
                 ),
             ),
             Self::Busy { .. } => refused("busy", "too much is waiting; send again later"),
+            Self::CompanyBusy(Limited::Queue) => refused(
+                "company_busy",
+                "too much of this company is waiting; send again later",
+            ),
+            Self::CompanyBusy(Limited::Rate(_)) => refused(
+                "company_busy",
+                "this company sends more events than `company.events_per_s` allows; send again later",
+            ),
             Self::Unavailable { message, .. } => refused("unavailable", message),
             Self::Stopping => refused("unavailable", "the agent is stopping"),
         }

@@ -12,7 +12,7 @@
 //! | 404, 405 | no such path; not POST |
 //! | 408 | the body did not arrive in time |
 //! | 413 | the body is above a hard cap, of bytes or of events, or could never fit into memory or the buffer |
-//! | 429 | too much is waiting |
+//! | 429 | too much is waiting, or the company sends more than its part |
 //! | 503 | the buffer or the disk is full, or the agent stops |
 
 mod answer;
@@ -45,6 +45,7 @@ use metrics::counter;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::companies::Companies;
 use crate::metrics::{CONNECTIONS, CONNECTIONS_CLOSED, EVENTS_RECEIVED, REQUESTS};
 use crate::reload::{Live, Settings};
 use crate::sequencer::Sequencer;
@@ -73,6 +74,7 @@ pub struct Source {
 struct Shared {
     settings: Settings,
     memory: Memory,
+    companies: Companies,
     skews: Skews,
     suppression: Arc<Suppression>,
     /// `None` when the window is off.
@@ -92,6 +94,7 @@ impl Source {
         let live = settings.now();
         let shared = Shared {
             memory: Memory::new(live.http.memory_bytes_max),
+            companies: Companies::new(&live),
             skews: Skews::new(live.event_time.devices_max),
             suppression,
             fingerprinter,
@@ -196,7 +199,15 @@ impl Source {
             // No drain would make room for it: a client must not try for ever.
             return Answer::TooLarge { bytes_max, setting };
         }
-        match self.sequencer.append(entries).await {
+        let place =
+            self.shared
+                .companies
+                .enter(live, &prepared.company, count as u64, prepared.bytes);
+        let place = match place {
+            Ok(place) => place,
+            Err(limited) => return Answer::CompanyBusy(limited),
+        };
+        match self.sequencer.append(entries, Some(place)).await {
             Ok(duplicates) => {
                 let counts = prepared.counts(count, &duplicates);
                 for (verdict, count) in [

@@ -12,6 +12,8 @@ const TOLD_IDS: u64 = 7;
 
 /// What is to be stored, and what the client hears then.
 pub(super) struct Prepared {
+    /// Whose events these are.
+    pub(super) company: String,
     pub(super) entries: Vec<Entry>,
     /// Bytes of the records.
     pub(super) bytes: u64,
@@ -40,8 +42,9 @@ pub(super) struct Counts {
 
 impl Prepared {
     /// Begins with nothing and room for so many `entries`, for which `memory` is held.
-    pub(super) fn new(memory: Reservation, entries: usize) -> Self {
+    pub(super) fn new(company: &str, memory: Reservation, entries: usize) -> Self {
         Self {
+            company: company.to_owned(),
             entries: Vec::with_capacity(entries),
             bytes: 0,
             rejected: Vec::new(),

@@ -95,7 +95,7 @@ pub(super) fn prepare(
         key,
         suppressed: shared.suppression.now(),
         event_bytes_max,
-        out: Prepared::new(memory, events.len()),
+        out: Prepared::new(&key.company, memory, events.len()),
     };
     if endpoint == Endpoint::Capture {
         out.out.verdicts = Some(Vec::new());
@@ -132,7 +132,7 @@ fn unreadable(
         return Err(answer);
     };
     if shared.suppression.now().concerns(&key.company) {
-        let mut out = Prepared::new(memory, 0);
+        let mut out = Prepared::new(&key.company, memory, 0);
         out.suppressed = 1;
         out.unreadable = Some(answer);
         return Ok(out);
@@ -149,7 +149,7 @@ fn unreadable(
     };
     let record = facts.record(key, None, None, kept).encode();
     memory.shrink(record.len() as u64 + ENTRY_BYTES);
-    let mut out = Prepared::new(memory, 1);
+    let mut out = Prepared::new(&key.company, memory, 1);
     out.unreadable = Some(answer);
     out.reject(rejected)?;
     out.add(record, None);

@@ -515,3 +515,34 @@ async fn readiness_and_metrics_tell_the_truth() {
     }
     agent.stop().await;
 }
+
+#[tokio::test]
+async fn a_company_above_its_rate_waits_and_no_other_does() {
+    let site = Site::new();
+    let mut config = site.config(nobody());
+    config.company.events_per_s = 1;
+    config.company.burst_s = 10;
+    let agent = Agent::start(config).await;
+    let ids: Vec<String> = (0..100).map(|n| format!("e-{n}")).collect();
+    let send = async |key, from: usize| {
+        let body = batch(ids[from..from + 20].iter().map(String::as_str), 0);
+        let headers = [("x-write-key", key)];
+        let answer = request(
+            agent.address,
+            "POST",
+            "/v1/batch",
+            &headers,
+            body.as_bytes(),
+        );
+        answer.await.unwrap()
+    };
+    // Within the burst a request is taken whole, however large.
+    assert_eq!(send("key-1", 0).await.status, 200);
+    let refused = send("key-1", 20).await;
+    assert_eq!(refused.status, 429, "{refused:?}");
+    assert_eq!(refused.json()["code"], "company_busy");
+    let wait: u32 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=10).contains(&wait), "{wait} s");
+    assert_eq!(send("key-2", 20).await.status, 200);
+    assert_eq!(send("key-1", 40).await.status, 429);
+}

@@ -495,7 +495,7 @@ async fn an_event_that_could_not_be_stored_is_no_duplicate() {
     let append = async |ids: &[&str], disk_is_full: bool| {
         fails.store(disk_is_full, Ordering::Relaxed);
         let entries = ids.iter().map(|id| entry(id)).collect();
-        sequencer.append(entries).await.ok()
+        sequencer.append(entries, None).await.ok()
     };
     assert_eq!(append(&["a"], true).await, None);
     assert_eq!(

@@ -8,6 +8,7 @@ use headwater_service::tls::TlsFiles;
 use super::super::memory::Memory;
 use super::super::skew::Skews;
 use super::*;
+use crate::companies::Companies;
 use crate::config::{Config, SuppressionConfig};
 use crate::reload::Settings;
 use crate::suppression::Suppression;
@@ -28,6 +29,7 @@ fn shared() -> Shared {
     };
     Shared {
         memory: Memory::new(BOUND),
+        companies: Companies::default(),
         skews: Skews::new(100),
         suppression: Arc::new(Suppression::open(&SuppressionConfig::default()).unwrap()),
         fingerprinter: None,
