@@ -29,6 +29,7 @@ use headwater_protocol::{BatchHeader, BatchReply, Hello, PROTOCOL_VERSION};
 use headwater_service::chance::SystemChance;
 use headwater_service::clock::SystemClock;
 use headwater_service::tls::TlsFiles;
+use headwater_tables::catalog::METADATA_GZIP_LEVEL;
 use headwater_tables::watermark::WATERMARK_PREFIX;
 use headwater_tables::{Catalog, CatalogConfig, Table, schema};
 use rand::rngs::StdRng;
@@ -209,7 +210,7 @@ fn weigh(head: &Table, agents: usize) -> Result<()> {
 }
 
 fn gzipped(value: &serde_json::Value) -> Result<usize> {
-    let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::new(METADATA_GZIP_LEVEL));
     serde_json::to_writer(&mut gzip, value)?;
     Ok(gzip.finish()?.len())
 }

@@ -8,6 +8,7 @@ mod config;
 mod connections;
 mod error;
 mod heads;
+mod metadata_file;
 mod outcome;
 mod postgres;
 mod sqlite;
@@ -25,6 +26,7 @@ use iceberg::io::{FileIO, FileIOBuilder, LocalFsStorageFactory};
 use iceberg::spec::{TableMetadata, TableMetadataBuilder};
 use iceberg::table::Table;
 use iceberg::{MetadataLocation, Runtime, TableCreation};
+pub use metadata_file::METADATA_GZIP_LEVEL;
 use parking_lot::Mutex;
 use tracing::{debug, info};
 
@@ -233,10 +235,8 @@ impl Catalog {
             .map_err(error)?
             .metadata;
         let file = MetadataLocation::new_with_metadata(&location, &metadata);
-        metadata
-            .write_to(&self.inner.file_io, &file)
-            .await
-            .map_err(error)?;
+        let metadata = metadata_file::write(&self.inner.file_io, metadata, &file).await;
+        metadata.map_err(error)?;
         let file = file.to_string();
         durable::sync(&location, &file, Vec::new()).await?;
         if !self.inner.heads.insert(&spec.name, &file).await? {

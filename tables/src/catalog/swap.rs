@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 use super::heads::Swap;
 use super::outcome::{Evidence, Outcome, resolve};
-use super::{Catalog, CatalogError, table_error};
+use super::{Catalog, CatalogError, metadata_file, table_error};
 use crate::commit::{self, COMMIT_ID, Change, CommitError};
 use crate::durable;
 use crate::metrics;
@@ -98,8 +98,8 @@ impl Catalog {
         let base_location = base.metadata_location_result().map_err(iceberg)?;
         let (metadata, expired) = apply(base, base_location, updates).map_err(iceberg)?;
         let location = next_location(base_location, &metadata).map_err(iceberg)?;
-        let written = metadata.write_to(&self.inner.file_io, &location).await;
-        written.map_err(iceberg)?;
+        let written = metadata_file::write(&self.inner.file_io, metadata, &location).await;
+        let metadata = written.map_err(iceberg)?;
         let location = location.to_string();
         durable::sync(metadata.location(), &location, added)
             .await

@@ -295,7 +295,8 @@ mod tests {
             }
             let values: Vec<String> = shards.iter().map(encode).collect();
             let json = serde_json::to_vec(&values).unwrap();
-            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), Compression::default());
+            let level = Compression::new(METADATA_GZIP_LEVEL);
+            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), level);
             gzip.write_all(&json).unwrap();
             gzip.finish().unwrap().len()
         };
