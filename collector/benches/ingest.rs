@@ -41,7 +41,7 @@ const PER_CORE_MIN: f64 = 50e6;
 const FRESHNESS_P99_MAX: Duration = Duration::from_secs(10);
 const FILE_MEDIAN_MIN: u64 = 8_000_000;
 /// The default of `limits.staged_bytes_max`.
-const STAGED_BYTES_MAX: u64 = 256 << 20;
+const STAGED_BYTES_MAX: u64 = 512 << 20;
 const PER_BYTE_MAX: f64 = 4.0;
 
 type Batch = (BatchHeader, Vec<u8>);
@@ -121,18 +121,21 @@ async fn main() -> Result<()> {
         peak as f64 / 1e6
     ));
     drop(program);
-    ensure!(
-        per_core >= PER_CORE_MIN,
-        "{:.1} MB/s per core",
-        per_core / 1e6
-    );
-    ensure!(p99 <= FRESHNESS_P99_MAX, "freshness p99 {p99:?}");
-    ensure!(
-        median_file >= FILE_MEDIAN_MIN,
-        "median file {median_file} bytes"
-    );
     idle_agents().await?;
-    full_staging().await
+    let committing = full_staging().await?;
+    // All figures first: one that misses its bound does not hide the others.
+    let misses = [
+        (per_core < PER_CORE_MIN, "MB/s per core"),
+        (p99 > FRESHNESS_P99_MAX, "freshness"),
+        (median_file < FILE_MEDIAN_MIN, "size of data files"),
+        (committing > PER_BYTE_MAX, "memory per byte staged"),
+    ];
+    let misses: Vec<&str> = misses
+        .into_iter()
+        .filter_map(|(is_missed, what)| is_missed.then_some(what))
+        .collect();
+    ensure!(misses.is_empty(), "bounds that do not hold: {misses:?}");
+    Ok(())
 }
 
 /// Returns the batches of every agent.
@@ -253,23 +256,32 @@ async fn idle_agents() -> Result<()> {
     Ok(())
 }
 
-/// Fills the staged bytes to their bound while nothing can be committed, and says what they take.
-async fn full_staging() -> Result<()> {
+/// Fills the staged bytes to their bound while nothing can be committed, and says what they take; returns the
+/// bytes of memory per byte staged while they are committed.
+async fn full_staging() -> Result<f64> {
     let program = Program::start("").await?;
     let before = program.rss()?;
-    let agent = Arc::new(program.agent("agent-full").await?);
+    // One agent alone may take half.
+    let mut agents = Vec::new();
+    for name in ["full-0", "full-1"] {
+        agents.push(Arc::new(program.agent(name).await?));
+    }
     program.take_metadata_away()?;
-    let count = agent.welcome.limits.batch_events_max;
+    let count = agents[0].welcome.limits.batch_events_max;
     let (largest, _) = wire_batch(program::EPOCH, 1, count, 1);
-    let fit = STAGED_BYTES_MAX / largest.body_bytes;
-    let sent = (0..fit + 8).map(|number| {
+    let fit = STAGED_BYTES_MAX / 2 / largest.body_bytes;
+    let mut sent = Vec::new();
+    for number in 0..fit + 4 {
         let first = number * u64::from(count) + 1;
         let (header, body) = wire_batch(program::EPOCH, first, count, first);
-        let agent = Arc::clone(&agent);
-        tokio::spawn(async move { agent.send(&header, &body).await })
-    });
-    let sent: Vec<_> = sent.collect();
-    let wanted = (fit * u64::from(count)) as f64;
+        for agent in &agents {
+            let (agent, header, body) = (Arc::clone(agent), header.clone(), body.clone());
+            sent.push(tokio::spawn(
+                async move { agent.send(&header, &body).await },
+            ));
+        }
+    }
+    let wanted = (2 * fit * u64::from(count)) as f64;
     while program.metric("collector_events_staged_total").await? < wanted {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -289,11 +301,7 @@ async fn full_staging() -> Result<()> {
         "| memory per byte staged, {:.0} MB staged, waiting and while they are committed | {held:.1}, {committing:.1} bytes | 4 |",
         staged / 1e6,
     ));
-    ensure!(
-        committing <= PER_BYTE_MAX,
-        "{committing:.1} bytes of memory per byte staged"
-    );
-    Ok(())
+    Ok(committing)
 }
 
 #[expect(clippy::print_stdout, reason = "a bench prints its result")]

@@ -158,7 +158,7 @@ pub struct CommitConfig {
     /// agents' `collector.stall_timeout_ms` should be four times this.
     pub interval_ms: u64,
     /// Staged bytes (uncompressed bodies) that start a commit before the interval is over. Default
-    /// 64 MiB.
+    /// 128 MiB, which become a data file of about 14 MB. Never more than half of what one agent may stage.
     pub staged_bytes: u64,
     /// First wait after a commit that did not succeed; doubles up to `retry_max_ms`, with jitter.
     /// Default 100 ms.
@@ -181,7 +181,7 @@ impl Default for CommitConfig {
     fn default() -> Self {
         Self {
             interval_ms: 5_000,
-            staged_bytes: 64 * 1024 * 1024,
+            staged_bytes: 128 * 1024 * 1024,
             retry_min_ms: 100,
             retry_max_ms: 10_000,
             stop_within_ms: 10_000,
@@ -221,10 +221,10 @@ pub struct LimitsConfig {
     /// come only after a commit, so this times the batch size bounds what one agent moves per commit.
     pub batches_in_flight_max: u32,
     /// Uncompressed bytes of batches that are staged and not committed, of all agents. Default
-    /// 256 MiB. When it is reached, no further body is read, which slows the agents down; nothing is
+    /// 512 MiB. When it is reached, no further body is read, which slows the agents down; nothing is
     /// lost. The process takes up to four times as much memory.
     pub staged_bytes_max: u32,
-    /// The same of one agent. Default 128 MiB: half of all. An agent that sends more waits alone; the
+    /// The same of one agent. Default 256 MiB: half of all. An agent that sends more waits alone; the
     /// others have room at once. Must hold two of the largest batches; above `staged_bytes_max` it bounds
     /// nothing. Lower lets one agent move less per commit.
     pub agent_staged_bytes_max: u32,
@@ -245,8 +245,8 @@ impl Default for LimitsConfig {
             batch_bytes_max: 8 * 1024 * 1024,
             batch_events_max: 10_000,
             batches_in_flight_max: 64,
-            staged_bytes_max: 256 * 1024 * 1024,
-            agent_staged_bytes_max: 128 * 1024 * 1024,
+            staged_bytes_max: 512 * 1024 * 1024,
+            agent_staged_bytes_max: 256 * 1024 * 1024,
             park_ms: 2_000,
             body_timeout_ms: 30_000,
             series_max: 20,
