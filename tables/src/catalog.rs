@@ -93,7 +93,7 @@ impl Catalog {
     /// Opens the catalog with a clock, which stamps snapshots.
     pub async fn open_with_clock(config: &CatalogConfig, now: Now) -> Result<Self, CatalogError> {
         config.validate()?;
-        let warehouse = make_directory(&config.warehouse)?;
+        let warehouse = make_directory(Path::new(&config.warehouse))?;
         let text = warehouse.to_str().ok_or_else(|| CatalogError::Path {
             path: warehouse.clone(),
             source: std::io::Error::other("the path is not UTF-8, which table locations must be"),

@@ -22,9 +22,10 @@ pub struct CatalogConfig {
     /// `sslrootcert` and the other parameters of libpq follow a `?`. Never with a password. Default
     /// `sqlite://headwater-data/catalog.db`.
     pub uri: String,
-    /// The directory of table data and metadata; made when it is missing. Tables remember absolute
-    /// paths, so moving it later means rewriting them. Default `headwater-data/warehouse`.
-    pub warehouse: PathBuf,
+    /// Where table data and metadata are: a directory, which is made when it is missing, or
+    /// `s3://BUCKET/PREFIX`. Tables remember absolute places, so moving it later means rewriting
+    /// them. Default `headwater-data/warehouse`.
+    pub warehouse: String,
     /// File that holds the password of the catalog's database and nothing else; read at start.
     /// Default none: `PGPASSWORD`, or the file that `PGPASSFILE` names.
     pub password_file: Option<PathBuf>,
@@ -91,7 +92,7 @@ impl CatalogConfig {
     pub fn local(directory: &Path) -> Self {
         Self {
             uri: format!("{SQLITE}{}", directory.join("catalog.db").display()),
-            warehouse: directory.join("warehouse"),
+            warehouse: directory.join("warehouse").display().to_string(),
             ..Self::default()
         }
     }

@@ -63,7 +63,7 @@ async fn what_is_wrong_is_said_in_one_line() {
     for (uri, warehouse, reason) in cases {
         let config = CatalogConfig {
             uri: uri.clone(),
-            warehouse: path(warehouse),
+            warehouse: path(warehouse).display().to_string(),
             ..CatalogConfig::default()
         };
         let error = Catalog::open(&config).await.unwrap_err().to_string();
