@@ -15,14 +15,14 @@ mod sqlite;
 mod swap;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use config::Kind;
 pub use config::{CatalogConfig, InvalidSetting};
 pub use error::CatalogError;
 pub use heads::{Heads, Swap};
-use iceberg::io::{FileIO, FileIOBuilder, LocalFsStorageFactory};
+use iceberg::io::FileIO;
 use iceberg::spec::{TableMetadata, TableMetadataBuilder};
 use iceberg::table::Table;
 use iceberg::{MetadataLocation, Runtime, TableCreation};
@@ -35,6 +35,7 @@ use crate::durable;
 use crate::evolve;
 use crate::name::TableName;
 use crate::schema::TableSpec;
+use crate::store::{self, Store};
 
 /// The catalog's name in `iceberg_tables`; other engines open it under this name.
 pub const CATALOG_NAME: &str = "headwater";
@@ -63,11 +64,14 @@ pub struct Parts {
 #[derive(Clone)]
 pub struct Catalog {
     inner: Arc<Inner>,
+    /// What query sessions read through; `None` for the local disk.
+    store: Option<Store>,
 }
 
 struct Inner {
     heads: Arc<dyn Heads>,
-    /// Where tables are made: `file://` and the absolute path of the warehouse directory.
+    /// Where tables are made: `file://` and the absolute path of the warehouse directory, or
+    /// `s3://BUCKET/PREFIX`.
     warehouse: String,
     file_io: FileIO,
     now: Now,
@@ -85,7 +89,8 @@ impl std::fmt::Debug for Catalog {
 }
 
 impl Catalog {
-    /// Opens the catalog with the system's clock; makes the database and directories when missing.
+    /// Opens the catalog with the system's clock; makes the database and directories when
+    /// missing.
     pub async fn open(config: &CatalogConfig) -> Result<Self, CatalogError> {
         Self::open_with_clock(config, Arc::new(system_now)).await
     }
@@ -93,23 +98,21 @@ impl Catalog {
     /// Opens the catalog with a clock, which stamps snapshots.
     pub async fn open_with_clock(config: &CatalogConfig, now: Now) -> Result<Self, CatalogError> {
         config.validate()?;
-        let warehouse = make_directory(Path::new(&config.warehouse))?;
-        let text = warehouse.to_str().ok_or_else(|| CatalogError::Path {
-            path: warehouse.clone(),
-            source: std::io::Error::other("the path is not UTF-8, which table locations must be"),
-        })?;
+        let opened = store::open(&config.warehouse, &config.s3).await?;
         let heads: Arc<dyn Heads> = match config.kind()? {
             Kind::Sqlite(path) => {
                 Arc::new(sqlite::open(config, Path::new(path), CATALOG_NAME).await?)
             }
             Kind::Postgres => Arc::new(postgres::open(config, CATALOG_NAME).await?),
         };
-        Ok(Self::assemble(Parts {
+        let mut catalog = Self::assemble(Parts {
             heads,
-            warehouse: format!("file://{text}"),
-            file_io: FileIOBuilder::new(Arc::new(LocalFsStorageFactory)).build(),
+            warehouse: opened.warehouse,
+            file_io: opened.file_io,
             now,
-        }))
+        });
+        catalog.store = opened.store;
+        Ok(catalog)
     }
 
     /// Puts a catalog together from its parts.
@@ -129,7 +132,20 @@ impl Catalog {
         };
         Self {
             inner: Arc::new(inner),
+            store: None,
         }
+    }
+
+    /// Lets query sessions read through this store, the one that [`Parts::file_io`] came from.
+    #[must_use]
+    pub fn with_store(mut self, store: Store) -> Self {
+        self.store = Some(store);
+        self
+    }
+
+    /// Returns the store of the tables, `None` for the local disk.
+    pub fn store(&self) -> Option<&Store> {
+        self.store.as_ref()
     }
 
     /// Returns every table with its metadata location, from one read: a consistent set.
@@ -301,15 +317,6 @@ fn table_error(table: &TableName, source: iceberg::Error) -> CatalogError {
         table: table.clone(),
         source: Box::new(source),
     }
-}
-
-fn make_directory(path: &Path) -> Result<PathBuf, CatalogError> {
-    let error = |source| CatalogError::Path {
-        path: path.to_owned(),
-        source,
-    };
-    std::fs::create_dir_all(path).map_err(error)?;
-    std::path::absolute(path).map_err(error)
 }
 
 #[expect(

@@ -6,8 +6,9 @@
 //! replaces tables and days through the same method; Flight SQL reads what [`Catalog::load_all`]
 //! pins.
 //!
-//! Promise: a commit is pinned to the table it was computed from, is durable on the local disk before
-//! the catalog points at it, and is read back from the catalog before it is reported (EO-2).
+//! Promise: a commit is pinned to the table it was computed from, is durable on the local disk or in
+//! the bucket before the catalog points at it, and is read back from the catalog before it is reported
+//! (EO-2).
 
 pub mod catalog;
 pub mod commit;
@@ -16,6 +17,7 @@ pub mod name;
 pub mod partitions;
 pub mod promoted;
 pub mod schema;
+pub mod store;
 pub mod watermark;
 pub mod write;
 
@@ -36,3 +38,4 @@ pub use iceberg::spec::DataFile;
 pub use iceberg::table::Table;
 pub use name::{InvalidTableName, TableName};
 pub use schema::{Partition, SchemaError, TableSpec};
+pub use store::{S3Config, Store, StoreError};

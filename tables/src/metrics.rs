@@ -1,7 +1,7 @@
 //! The metrics of this crate: one constant each, described in [`ALL`].
 //!
-//! Place on the event's path: recorded by [`Catalog::commit`](crate::Catalog::commit) and
-//! [`write_batches`](crate::write::write_batches). Promise: the sum of all outcomes of
+//! Place on the event's path: recorded by [`Catalog::commit`](crate::Catalog::commit),
+//! [`write_batches`](crate::write::write_batches) and [`Store`](crate::Store). Promise: the sum of all outcomes of
 //! [`COMMITS`] is the number of commits tried.
 
 use std::time::Duration;
@@ -25,6 +25,23 @@ pub const FILES_WRITTEN: &str = "tables_files_written_total";
 pub const BYTES_WRITTEN: &str = "tables_written_bytes_total";
 /// Rows written, committed or not. Label `table`.
 pub const ROWS_WRITTEN: &str = "tables_rows_written_total";
+
+/// Requests to the store that have ended. Labels `operation` (`put`, `begin_parts`, `put_part`,
+/// `complete_parts`, `abort_parts`, `get`, `head`, `list`, `delete`, `copy`) and `outcome` (`ok`,
+/// `not_found`, `denied`, `failed`, `given_up`).
+pub const STORE_REQUESTS: &str = "tables_store_requests_total";
+/// How long a request to the store took, with its retries, and until its answer was read. Label
+/// `operation`.
+pub const STORE_SECONDS: &str = "tables_store_seconds";
+/// Requests to the store on their way; their bound is `catalog.s3.requests_max`.
+pub const STORE_OPEN: &str = "tables_store_requests_open";
+/// What went over the wire for them, retries and questions for credentials included. Label `result`:
+/// `answered`, `refused`, `busy`, `unreachable`, `silent`, `cut`.
+pub const STORE_TRIES: &str = "tables_store_tries_total";
+/// Bytes that the store took.
+pub const STORE_WRITTEN: &str = "tables_store_written_bytes_total";
+/// Bytes that the store gave.
+pub const STORE_READ: &str = "tables_store_read_bytes_total";
 
 /// Every metric of this crate with its description.
 pub const ALL: &[(&str, &str)] = &[
@@ -64,14 +81,29 @@ pub const ALL: &[(&str, &str)] = &[
         ROWS_WRITTEN,
         "Rows written to data files, committed or not, by table",
     ),
+    (
+        STORE_REQUESTS,
+        "Requests to the store by operation and outcome (ok, not_found, denied, failed, given_up)",
+    ),
+    (
+        STORE_SECONDS,
+        "Time of one request to the store, retries included, by operation",
+    ),
+    (STORE_OPEN, "Requests to the store that are on their way"),
+    (
+        STORE_TRIES,
+        "Requests on the wire, retries included, by result (answered, refused, busy, unreachable, silent, cut)",
+    ),
+    (STORE_WRITTEN, "Bytes that the store took"),
+    (STORE_READ, "Bytes that the store gave"),
 ];
 
 /// Gives the metrics recorder the description of every metric.
 pub fn describe() {
     for (name, description) in ALL {
-        if *name == COMMIT_SECONDS {
+        if [COMMIT_SECONDS, STORE_SECONDS].contains(name) {
             ::metrics::describe_histogram!(*name, ::metrics::Unit::Seconds, *description);
-        } else if [SNAPSHOTS, CATALOG_CONNECTIONS].contains(name) {
+        } else if [SNAPSHOTS, CATALOG_CONNECTIONS, STORE_OPEN].contains(name) {
             ::metrics::describe_gauge!(*name, *description);
         } else {
             ::metrics::describe_counter!(*name, *description);
@@ -106,6 +138,29 @@ pub(crate) fn file_written(table: &str, rows: u64, bytes: u64) {
     ::metrics::counter!(FILES_WRITTEN, "table" => table.to_owned()).increment(1);
     ::metrics::counter!(BYTES_WRITTEN, "table" => table.to_owned()).increment(bytes);
     ::metrics::counter!(ROWS_WRITTEN, "table" => table.to_owned()).increment(rows);
+}
+
+pub(crate) fn store_began() {
+    ::metrics::gauge!(STORE_OPEN).increment(1.0);
+}
+
+pub(crate) fn store_ended(operation: &'static str, outcome: &'static str, took: Duration) {
+    ::metrics::gauge!(STORE_OPEN).decrement(1.0);
+    ::metrics::counter!(STORE_REQUESTS, "operation" => operation, "outcome" => outcome)
+        .increment(1);
+    ::metrics::histogram!(STORE_SECONDS, "operation" => operation).record(took.as_secs_f64());
+}
+
+pub(crate) fn store_tried(result: &'static str) {
+    ::metrics::counter!(STORE_TRIES, "result" => result).increment(1);
+}
+
+pub(crate) fn store_wrote(bytes: usize) {
+    ::metrics::counter!(STORE_WRITTEN).increment(bytes as u64);
+}
+
+pub(crate) fn store_read(bytes: usize) {
+    ::metrics::counter!(STORE_READ).increment(bytes as u64);
 }
 
 #[cfg(test)]

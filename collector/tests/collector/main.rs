@@ -18,6 +18,10 @@ mod postgres;
 #[allow(dead_code, reason = "the benches use all of it")]
 mod program;
 mod quarantine;
+mod s3;
+#[path = "../../../tables/tests/s3/server.rs"]
+#[allow(dead_code, reason = "other tests use the rest of it")]
+mod s3_server;
 mod suite;
 mod world;
 

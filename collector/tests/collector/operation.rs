@@ -11,7 +11,7 @@ use crate::hostile::PATIENCE;
 use crate::world::{World, acked, is_bad, mixed};
 
 /// Asks the admin endpoint and returns status line, head and body.
-async fn get(admin: SocketAddr, path: &str) -> String {
+pub(crate) async fn get(admin: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(admin).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -21,7 +21,7 @@ async fn get(admin: SocketAddr, path: &str) -> String {
 }
 
 /// Asks until the answer holds `text`.
-async fn until(admin: SocketAddr, path: &str, text: &str) {
+pub(crate) async fn until(admin: SocketAddr, path: &str, text: &str) {
     let mut looks = tokio::time::interval(std::time::Duration::from_millis(10));
     let ask = async {
         while !get(admin, path).await.contains(text) {

@@ -1,9 +1,7 @@
-//! The exactly-once suite: every promise on every catalog.
+//! The exactly-once suite: every promise on every catalog and every store.
 //!
-//! The tests are functions of a world. Here each becomes one test per catalog, under the catalog's
-//! name, so that a run shows what ran where.
-
-use crate::world::World;
+//! The tests are functions of a world. Here each becomes one test per world, under the world's name, so
+//! that a run shows what ran where. Another catalog or store is one more line at the end.
 
 /// Where the tests are written down.
 mod promises {
@@ -12,47 +10,49 @@ mod promises {
     pub(super) use crate::*;
 }
 
-macro_rules! on_every_catalog {
-    ($($promise:ident,)*) => {
-        mod sqlite {
-            $(
-                #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-                async fn $promise() {
-                    super::promises::$promise(super::World::new()).await;
-                }
-            )*
-        }
+macro_rules! keeps {
+    ($world:expr; $($promise:ident,)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn $promise() {
+                super::promises::$promise($world).await;
+            }
+        )*
+    };
+}
 
-        mod postgres {
-            $(
-                #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-                async fn $promise() {
-                    super::promises::$promise(super::World::on_postgres().await).await;
-                }
-            )*
+macro_rules! every_promise_on {
+    ($name:ident, $world:expr) => {
+        mod $name {
+            use crate::world::World;
+
+            keeps! {
+                $world;
+                ack_is_sent_only_after_commit,
+                replays_overlaps_and_reconnects_store_every_event_once,
+                streams_that_arrive_out_of_order_are_stored_in_order,
+                a_lost_ack_is_given_again,
+                a_gap_is_answered_with_retry,
+                an_agent_whose_history_is_not_in_the_table_learns_the_watermark,
+                every_sequence_is_an_event_or_in_quarantine,
+                a_batch_of_nothing_but_quarantine_moves_the_watermark,
+                each_epoch_has_its_own_watermark,
+                a_crash_before_the_commits_loses_nothing,
+                a_crash_between_quarantine_and_events_doubles_nothing,
+                a_crash_before_the_acks_doubles_nothing,
+                two_collectors_with_the_same_batch_store_it_once,
+                a_batch_that_another_collector_has_in_part_is_completed,
+                a_batch_that_another_collector_has_and_more_is_dropped,
+                quarantine_of_a_lost_race_is_not_repeated,
+                a_gap_that_another_collector_has_filled_is_none,
+                many_agents_on_two_collectors_lose_and_double_nothing,
+                a_full_budget_slows_the_agent_and_loses_nothing,
+                a_graceful_stop_commits_and_acks_what_is_staged,
+            }
         }
     };
 }
 
-on_every_catalog! {
-    ack_is_sent_only_after_commit,
-    replays_overlaps_and_reconnects_store_every_event_once,
-    streams_that_arrive_out_of_order_are_stored_in_order,
-    a_lost_ack_is_given_again,
-    a_gap_is_answered_with_retry,
-    an_agent_whose_history_is_not_in_the_table_learns_the_watermark,
-    every_sequence_is_an_event_or_in_quarantine,
-    a_batch_of_nothing_but_quarantine_moves_the_watermark,
-    each_epoch_has_its_own_watermark,
-    a_crash_before_the_commits_loses_nothing,
-    a_crash_between_quarantine_and_events_doubles_nothing,
-    a_crash_before_the_acks_doubles_nothing,
-    two_collectors_with_the_same_batch_store_it_once,
-    a_batch_that_another_collector_has_in_part_is_completed,
-    a_batch_that_another_collector_has_and_more_is_dropped,
-    quarantine_of_a_lost_race_is_not_repeated,
-    a_gap_that_another_collector_has_filled_is_none,
-    many_agents_on_two_collectors_lose_and_double_nothing,
-    a_full_budget_slows_the_agent_and_loses_nothing,
-    a_graceful_stop_commits_and_acks_what_is_staged,
-}
+every_promise_on!(sqlite, World::new());
+every_promise_on!(postgres, World::on_postgres().await);
+every_promise_on!(s3, World::on_s3());

@@ -33,6 +33,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use crate::postgres;
+use crate::s3_server::S3;
 
 pub(crate) const NOW: i64 = 1_790_000_000_000_000;
 pub(crate) const EPOCH: u64 = 1_790_000_000_000;
@@ -43,6 +44,8 @@ pub(crate) struct World {
     issuer: Issuer<'static, KeyPair>,
     /// Of the newest certificate of each name.
     serials: Mutex<BTreeMap<String, u64>>,
+    /// Where the tables are, unless on the local disk.
+    s3: Option<S3>,
 }
 
 impl World {
@@ -59,6 +62,7 @@ impl World {
             dir,
             issuer: Issuer::new(params, key),
             serials: Mutex::default(),
+            s3: None,
         };
         world.certificate("collector");
         world
@@ -69,6 +73,20 @@ impl World {
         let mut world = Self::new();
         world.catalog.uri = postgres::schema().await;
         world
+    }
+
+    /// A catalog in a SQLite file, with its tables in a bucket of an S3 service of its own.
+    pub(crate) fn on_s3() -> Self {
+        let mut world = Self::new();
+        let service = S3::start();
+        world.catalog = service.warehouse(world.catalog);
+        world.s3 = Some(service);
+        world
+    }
+
+    /// Returns the S3 service of a world that has one.
+    pub(crate) fn s3(&mut self) -> &mut S3 {
+        self.s3.as_mut().unwrap()
     }
 
     /// Writes a certificate for the common name and returns its files.

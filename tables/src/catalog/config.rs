@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::store::{self, S3Config, Warehouse};
+
 const SQLITE: &str = "sqlite://";
 const POSTGRES: [&str; 2] = ["postgresql://", "postgres://"];
 
@@ -39,6 +41,8 @@ pub struct CatalogConfig {
     /// Most connections to the catalog. Default 4: reads run beside the one that commits. More help
     /// Flight SQL when many queries start at once.
     pub connections_max: u32,
+    /// How the bucket is reached when `warehouse` is in one.
+    pub s3: S3Config,
 }
 
 impl Default for CatalogConfig {
@@ -50,6 +54,7 @@ impl Default for CatalogConfig {
             connect_timeout_ms: 5_000,
             timeout_ms: 10_000,
             connections_max: 4,
+            s3: S3Config::default(),
         }
     }
 }
@@ -59,11 +64,12 @@ impl fmt::Debug for CatalogConfig {
         formatter
             .debug_struct("CatalogConfig")
             .field("uri", &shown(&self.uri))
-            .field("warehouse", &self.warehouse)
+            .field("warehouse", &store::shown(&self.warehouse))
             .field("password_file", &self.password_file)
             .field("connect_timeout_ms", &self.connect_timeout_ms)
             .field("timeout_ms", &self.timeout_ms)
             .field("connections_max", &self.connections_max)
+            .field("s3", &self.s3)
             .finish()
     }
 }
@@ -103,6 +109,8 @@ impl CatalogConfig {
     /// [`InvalidSetting`] names the first key at fault and what would be right.
     pub fn validate(&self) -> Result<(), InvalidSetting> {
         self.kind()?;
+        Warehouse::parse(&self.warehouse)?;
+        self.s3.validate()?;
         let bounds = [
             ("catalog.connect_timeout_ms", self.connect_timeout_ms),
             ("catalog.timeout_ms", self.timeout_ms),

@@ -10,6 +10,7 @@ use crate::commit::CommitError;
 use crate::durable::SyncError;
 use crate::name::TableName;
 use crate::schema::SchemaError;
+use crate::store::StoreError;
 
 /// Why the catalog could not answer. Nothing was changed unless the variant says otherwise.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +18,9 @@ pub enum CatalogError {
     /// A setting cannot be used. Change it.
     #[error(transparent)]
     Setting(#[from] InvalidSetting),
+    /// The store of the tables cannot be used. Check its address, the network, the credentials.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The catalog's server cannot be reached at start. Check the address, the server, the password.
     #[error(
         "cannot open the catalog at `{place}`: {source}; check catalog.uri, the server and the password"

@@ -7,6 +7,7 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use datafusion::catalog::Session;
 use datafusion::common::{Result, Statistics};
 use datafusion::config::TableParquetOptions;
@@ -25,6 +26,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use super::QueryError;
 use super::bounds::{self, Columns};
 use super::manifests::LiveFile;
+use crate::store::Store;
 
 /// What a scan reads.
 pub(super) struct Selected<'a> {
@@ -47,7 +49,7 @@ pub(super) fn plan(
     let mut store = None;
     let mut files = Vec::with_capacity(selected.files.len());
     for file in &selected.files {
-        let (url, partitioned) = partitioned_file(selected, file)?;
+        let (url, partitioned) = partitioned_file(state, selected, file)?;
         if *store.get_or_insert_with(|| url.clone()) != url {
             return Err(location_error(&file.path, "the table spans several stores").into());
         }
@@ -96,6 +98,7 @@ fn parquet_source(
 }
 
 fn partitioned_file(
+    state: &dyn Session,
     selected: &Selected<'_>,
     file: &LiveFile,
 ) -> Result<(ObjectStoreUrl, PartitionedFile), QueryError> {
@@ -109,13 +112,21 @@ fn partitioned_file(
     );
     let partitioned = PartitionedFile::new_from_meta(ObjectMeta {
         location: path,
-        // Data files never change, so the footer cache, which compares this, may keep them for good.
-        last_modified: chrono::DateTime::UNIX_EPOCH,
+        last_modified: unchanging(state),
         size: file.size_bytes,
         e_tag: None,
         version: None,
     });
     Ok((store, partitioned.with_statistics(Arc::new(statistics))))
+}
+
+/// Returns the time of change that the footer cache compares. Data files never change, so it may keep
+/// their footers for good; but it knows them by their path alone, and two buckets may hold the same
+/// path. Each store has a time of its own.
+fn unchanging(state: &dyn Session) -> DateTime<Utc> {
+    let store = state.config().get_extension::<Store>();
+    let number = store.map_or(0, |store| store.number());
+    DateTime::from_timestamp_micros(number).unwrap_or(DateTime::UNIX_EPOCH)
 }
 
 /// Distributes the files over as many groups as the query may use cores: in byte ranges of equal size
@@ -152,8 +163,8 @@ fn whole_files(mut files: Vec<PartitionedFile>, target: usize) -> Vec<FileGroup>
         .collect()
 }
 
-/// Splits a file path of the metadata into its store and the path in it. Another store than the local
-/// disk must be registered in the session's runtime.
+/// Splits a file path of the metadata into its store and the path in it. The session registers the
+/// store of its pins; there is no other one but the local disk.
 fn locate(path: &str) -> Result<(ObjectStoreUrl, Path), QueryError> {
     let local = path
         .strip_prefix("file://")

@@ -17,6 +17,7 @@ use datafusion::execution::cache::DefaultFilesMetadataCache;
 use datafusion::execution::cache::cache_manager::{CacheManagerConfig, FileMetadataCache};
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use iceberg::table::Table;
@@ -26,6 +27,7 @@ use super::{IcebergProvider, QueryError};
 use super::{events, functions};
 use crate::catalog::{Catalog, CatalogError};
 use crate::name::TableName;
+use crate::store::Store;
 
 /// The name of the catalog in SQL.
 const CATALOG: &str = "headwater";
@@ -47,6 +49,8 @@ static FOOTERS: LazyLock<Arc<dyn FileMetadataCache>> =
 #[derive(Debug, Clone)]
 pub struct Pins {
     tables: BTreeMap<TableName, Table>,
+    /// Where their files are, unless on the local disk.
+    store: Option<Store>,
 }
 
 impl Pins {
@@ -55,12 +59,25 @@ impl Pins {
     /// # Errors
     /// [`CatalogError`] when the catalog or a table's metadata cannot be read.
     pub async fn take(catalog: &Catalog) -> Result<Self, CatalogError> {
-        Ok(Self::of(catalog.load_all().await?))
+        Ok(Self {
+            tables: catalog.load_all().await?,
+            store: catalog.store().cloned(),
+        })
     }
 
-    /// Pins these tables.
+    /// Pins these tables, whose files are on the local disk unless [`Pins::in_store`] says otherwise.
     pub fn of(tables: BTreeMap<TableName, Table>) -> Self {
-        Self { tables }
+        Self {
+            tables,
+            store: None,
+        }
+    }
+
+    /// Says where the files of the tables are.
+    #[must_use]
+    pub fn in_store(mut self, store: Store) -> Self {
+        self.store = Some(store);
+        self
     }
 
     /// Returns the pinned tables.
@@ -130,9 +147,16 @@ impl Default for SessionOptions {
 /// # Errors
 /// [`QueryError`] when a table's schema or the events view cannot be planned.
 pub fn session(pins: &Pins, options: &SessionOptions) -> Result<SessionContext, QueryError> {
+    let mut config = config(options);
+    let runtime = runtime(options)?;
+    if let Some(store) = &pins.store {
+        let url = ObjectStoreUrl::parse(store.root())?;
+        runtime.register_object_store(url.as_ref(), store.object_store());
+        config = config.with_extension(Arc::new(store.clone()));
+    }
     let state = SessionStateBuilder::new()
-        .with_config(config(options))
-        .with_runtime_env(Arc::new(runtime(options)?))
+        .with_config(config)
+        .with_runtime_env(Arc::new(runtime))
         .with_default_features()
         .build();
     let mut context = SessionContext::new_with_state(state);

@@ -17,7 +17,7 @@ async fn open(directory: &tempfile::TempDir) -> Catalog {
         .unwrap()
 }
 
-fn visits() -> (TableName, Schema) {
+pub(crate) fn visits() -> (TableName, Schema) {
     let utc = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
     let schema = Schema::new(vec![
         Field::new("id", DataType::Int64, false),
@@ -27,7 +27,7 @@ fn visits() -> (TableName, Schema) {
     ("ops.visits".parse().unwrap(), schema)
 }
 
-fn rows(ids: std::ops::Range<i64>) -> RecordBatch {
+pub(crate) fn rows(ids: std::ops::Range<i64>) -> RecordBatch {
     let at = ids.clone().map(|id| FIRST_DAY_MICROS + id * HOUR_MICROS);
     let companies = ids.clone().map(|id| format!("company-{:04}", id / 24));
     let columns: Vec<ArrayRef> = vec![
@@ -38,7 +38,7 @@ fn rows(ids: std::ops::Range<i64>) -> RecordBatch {
     RecordBatch::try_new(Arc::new(visits().1), columns).unwrap()
 }
 
-async fn append(catalog: &Catalog, base: &Table, batch: RecordBatch) -> Table {
+pub(crate) async fn append(catalog: &Catalog, base: &Table, batch: RecordBatch) -> Table {
     let files = write_batches(base, vec![batch]).await.unwrap();
     catalog.commit(base, Change::append(files)).await.unwrap()
 }

@@ -9,5 +9,9 @@ mod events;
 mod interactions;
 mod lake;
 mod plans;
+mod s3;
+#[path = "../s3/server.rs"]
+#[allow(dead_code, reason = "other tests use the rest of it")]
+mod s3_server;
 mod scan;
 mod session;

@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use tokio::sync::Barrier;
 
 use crate::postgres;
+use crate::s3_server::S3;
 
 /// 2026-11-20T00:00:00Z in microseconds.
 pub(crate) const TODAY: i64 = 1_795_132_800_000_000;
@@ -25,6 +26,8 @@ pub(crate) struct Lake {
     pub(crate) catalog: Catalog,
     pub(crate) config: CatalogConfig,
     pub(crate) directory: TempDir,
+    /// Where the tables are, unless on the local disk.
+    pub(crate) s3: Option<S3>,
 }
 
 impl Lake {
@@ -42,13 +45,31 @@ impl Lake {
         Self::at(directory, config).await
     }
 
+    /// The same with its tables in a bucket of an S3 service of its own.
+    pub(crate) async fn on_s3() -> Self {
+        let directory = TempDir::new().unwrap();
+        let service = S3::start();
+        let mut config = service.warehouse(CatalogConfig::local(directory.path()));
+        config.s3.part_bytes = 5 << 20;
+        config.s3.retries_max = 2;
+        let mut lake = Self::at(directory, config).await;
+        lake.s3 = Some(service);
+        lake
+    }
+
     async fn at(directory: TempDir, config: CatalogConfig) -> Self {
         let catalog = open(&config).await;
         Self {
             catalog,
             config,
             directory,
+            s3: None,
         }
+    }
+
+    /// Returns the S3 service of a lake that has one.
+    pub(crate) fn s3(&self) -> &S3 {
+        self.s3.as_ref().unwrap()
     }
 
     /// Opens the same catalog as another process would: with connections and a cache of its own.
@@ -162,9 +183,9 @@ pub(crate) async fn assert_totals(table: &Table) {
     assert_eq!(summary(table, "total-files-size"), Some(bytes));
     assert_eq!(ids(table).await.len() as u64, records);
     for file in &live {
-        let path = file.file_path().strip_prefix("file://").unwrap();
-        let on_disk = std::fs::metadata(path).unwrap().len();
-        assert_eq!(on_disk, file.file_size_in_bytes());
+        let stored = table.file_io().new_input(file.file_path()).unwrap();
+        let stored = stored.metadata().await.unwrap().size;
+        assert_eq!(stored, file.file_size_in_bytes());
     }
 }
 

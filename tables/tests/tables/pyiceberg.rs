@@ -9,6 +9,7 @@ use headwater_tables::{Change, CommitError, Operation, Partition, TableName, Tab
 use serde_json::{Value, json};
 
 use crate::lake::{DAY, Lake, TODAY, assert_totals, files, ids, name, schema};
+use crate::s3_server::{KEY_ID, SECRET};
 
 /// Runs the script next to this file on the catalog and returns what it printed.
 fn python(lake: &Lake, command: &str, table: &TableName) -> Value {
@@ -25,13 +26,35 @@ pub(crate) fn python_in(zone: &str, lake: &Lake, command: &str, table: &TableNam
         .arg(script)
         .args([command, &table.to_string()])
         .arg(sqlalchemy(&lake.config.uri))
-        .arg(&lake.config.warehouse)
+        .arg(warehouse(&lake.config.warehouse))
+        .arg(properties(lake).to_string())
         .env("TZ", zone)
         .output()
         .unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
     serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Returns a warehouse as PyIceberg writes it.
+fn warehouse(place: &str) -> String {
+    if place.contains("://") {
+        return place.to_owned();
+    }
+    format!("file://{place}")
+}
+
+/// Returns how PyIceberg reaches the store.
+fn properties(lake: &Lake) -> Value {
+    match &lake.s3 {
+        None => json!({}),
+        Some(service) => json!({
+            "s3.endpoint": service.endpoint(),
+            "s3.access-key-id": KEY_ID,
+            "s3.secret-access-key": SECRET,
+            "s3.region": "us-east-1",
+        }),
+    }
 }
 
 /// Returns the address of a catalog as PyIceberg writes it.
@@ -51,6 +74,11 @@ async fn pyiceberg_reads_what_we_commit_to_sqlite() {
 #[tokio::test]
 async fn pyiceberg_reads_what_we_commit_to_postgres() {
     pyiceberg_reads_what_we_commit(Lake::on_postgres().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pyiceberg_reads_what_we_commit_to_s3() {
+    pyiceberg_reads_what_we_commit(Lake::on_s3().await).await;
 }
 
 async fn pyiceberg_reads_what_we_commit(lake: Lake) {
@@ -119,6 +147,11 @@ async fn we_read_what_pyiceberg_commits_to_sqlite_and_go_on_from_there() {
 #[tokio::test]
 async fn we_read_what_pyiceberg_commits_to_postgres_and_go_on_from_there() {
     we_read_what_pyiceberg_commits_and_go_on_from_there(Lake::on_postgres().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn we_read_what_pyiceberg_commits_to_s3_and_go_on_from_there() {
+    we_read_what_pyiceberg_commits_and_go_on_from_there(Lake::on_s3().await).await;
 }
 
 async fn we_read_what_pyiceberg_commits_and_go_on_from_there(lake: Lake) {

@@ -1,6 +1,7 @@
 """Reads or changes a table through PyIceberg's SqlCatalog, on the catalog of the test.
 
-Usage: pyiceberg_peer.py read|write|times TABLE CATALOG_URI WAREHOUSE. Prints one JSON object.
+Usage: pyiceberg_peer.py read|write|times TABLE CATALOG_URI WAREHOUSE PROPERTIES. Prints one JSON
+object; PROPERTIES, another one, says how the warehouse is reached.
 """
 
 import datetime
@@ -57,8 +58,8 @@ def times(table) -> dict:
 
 
 def main() -> None:
-    command, name, uri, warehouse = sys.argv[1:]
-    catalog = SqlCatalog("headwater", uri=uri, warehouse=f"file://{warehouse}")
+    command, name, uri, warehouse, properties = sys.argv[1:]
+    catalog = SqlCatalog("headwater", uri=uri, warehouse=warehouse, **json.loads(properties))
     table = catalog.load_table(name)
     print(json.dumps({"read": read, "write": write, "times": times}[command](table)))
 
