@@ -625,17 +625,12 @@ async fn load(catalog: &Catalog, name: &TableName) -> Result<Head, HeadError> {
 pub(crate) async fn reach(catalog: &Catalog) -> Result<(), HeadError> {
     let Head { base, .. } = load(catalog, &RAW_EVENTS).await?;
     let location = base.metadata_location().unwrap_or_default();
-    let gone =
-        |error: Option<iceberg::Error>| HeadError::Store(location.to_owned(), error.map(Box::new));
-    let file = base
-        .file_io()
-        .new_input(location)
-        .map_err(|error| gone(Some(error)))?;
-    match file.exists().await {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(gone(None)),
-        Err(error) => Err(gone(Some(error))),
+    let away = |error| HeadError::Store(Box::new(error));
+    let file = base.file_io().new_input(location).map_err(away)?;
+    if file.exists().await.map_err(away)? {
+        return Ok(());
     }
+    Err(HeadError::Missing(location.to_owned()))
 }
 
 /// Why a head cannot be read; try again later.
@@ -644,7 +639,9 @@ pub(crate) enum HeadError {
     #[error("the catalog cannot be read: {0}")]
     Catalog(#[source] Box<CatalogError>),
     #[error("the store has no `{0}`")]
-    Store(String, #[source] Option<Box<iceberg::Error>>),
+    Missing(String),
+    #[error("the store does not answer: {0}")]
+    Store(#[source] Box<iceberg::Error>),
     #[error(transparent)]
     Watermark(#[from] WatermarkError),
 }

@@ -83,6 +83,8 @@ async fn a_store_that_is_away_holds_up_events_and_loses_none() {
 
     world.s3().go_away().await;
     until(admin, "/readyz", "503").await;
+    let reason = get(admin, "/readyz").await;
+    assert!(reason.contains("the store does not answer"), "{reason}");
     let send = tokio::spawn(async move { (agent.send(11..=20).await, agent) });
     let failed = "tables_store_requests_total{operation=\"put\",outcome=\"failed\"}";
     until(admin, "/metrics", failed).await;

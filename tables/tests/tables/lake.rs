@@ -51,7 +51,6 @@ impl Lake {
         let service = S3::start();
         let mut config = service.warehouse(CatalogConfig::local(directory.path()));
         config.s3.part_bytes = 5 << 20;
-        config.s3.retries_max = 2;
         let mut lake = Self::at(directory, config).await;
         lake.s3 = Some(service);
         lake
