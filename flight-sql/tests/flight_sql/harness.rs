@@ -49,6 +49,15 @@ impl Server {
         change: impl FnOnce(&mut LimitsConfig),
         clock: SharedClock,
     ) -> Self {
+        Self::start_on(|catalog| catalog, change, clock).await
+    }
+
+    /// Starts on a catalog in a SQLite file whose tables are where `place` puts them.
+    pub(crate) async fn start_on(
+        place: impl FnOnce(CatalogConfig) -> CatalogConfig,
+        change: impl FnOnce(&mut LimitsConfig),
+        clock: SharedClock,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
@@ -61,7 +70,7 @@ impl Server {
                 certificate: path("server.pem"),
                 key: path("server.key"),
             }),
-            catalog: CatalogConfig::local(directory.path()),
+            catalog: place(CatalogConfig::local(directory.path())),
             users: vec![user("demo", "demo"), user("other", "s3cret:with:colons")],
             ..Config::default()
         };

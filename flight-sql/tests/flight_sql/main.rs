@@ -9,5 +9,9 @@ mod lifecycle;
 mod metadata;
 mod parameters;
 mod read_only;
+mod s3;
+#[path = "../../../tables/tests/s3/server.rs"]
+#[allow(dead_code, reason = "other tests use the rest of it")]
+mod s3_server;
 mod snapshots;
 mod statements;
