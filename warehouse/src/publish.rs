@@ -61,7 +61,8 @@ impl<'a> Publisher<'a> {
 
     /// Returns a session over the tables as this night sees them.
     pub(crate) fn session(&self) -> Result<Session, NightError> {
-        Session::new(&self.tables, self.config.limits.query_memory_bytes)
+        let memory_bytes = self.config.limits.query_memory_bytes;
+        Session::new(&self.tables, self.catalog.store(), memory_bytes)
             .map_err(NightError::query("the session"))
     }
 

@@ -16,8 +16,8 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::TryStreamExt;
-use headwater_tables::query::{IcebergProvider, functions};
-use headwater_tables::{Table, TableName};
+use headwater_tables::query::{IcebergProvider, functions, reading};
+use headwater_tables::{Store, Table, TableName};
 
 /// A session, with every table under its own name.
 pub(crate) struct Session {
@@ -26,8 +26,13 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Makes a session over `tables` that uses at most `memory_bytes` before it spills.
-    pub(crate) fn new(tables: &BTreeMap<TableName, Table>, memory_bytes: usize) -> Result<Self> {
+    /// Makes a session over `tables`, whose files are in `store` or on the local disk, that uses at most
+    /// `memory_bytes` before it spills.
+    pub(crate) fn new(
+        tables: &BTreeMap<TableName, Table>,
+        store: Option<&Store>,
+        memory_bytes: usize,
+    ) -> Result<Self> {
         let mut config = SessionConfig::new()
             .with_default_catalog_and_schema("headwater", "run")
             .with_create_default_catalog_and_schema(false)
@@ -39,6 +44,7 @@ impl Session {
         let runtime = RuntimeEnvBuilder::new()
             .with_memory_limit(memory_bytes, 1.0)
             .build_arc()?;
+        let config = reading(config, &runtime, store)?;
         let context = SessionContext::new_with_config_rt(config, runtime);
         let catalog = Arc::new(MemoryCatalogProvider::new());
         context.register_catalog("headwater", Arc::clone(&catalog) as _);

@@ -28,7 +28,7 @@ mod schema;
 mod session;
 
 pub use provider::IcebergProvider;
-pub use session::{Pins, SessionOptions, session};
+pub use session::{Pins, SessionOptions, reading, session};
 
 /// Why a table cannot be read or a session cannot be opened.
 #[derive(Debug, thiserror::Error)]

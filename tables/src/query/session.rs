@@ -147,13 +147,8 @@ impl Default for SessionOptions {
 /// # Errors
 /// [`QueryError`] when a table's schema or the events view cannot be planned.
 pub fn session(pins: &Pins, options: &SessionOptions) -> Result<SessionContext, QueryError> {
-    let mut config = config(options);
     let runtime = runtime(options)?;
-    if let Some(store) = &pins.store {
-        let url = ObjectStoreUrl::parse(store.root())?;
-        runtime.register_object_store(url.as_ref(), store.object_store());
-        config = config.with_extension(Arc::new(store.clone()));
-    }
+    let config = reading(config(options), &runtime, pins.store.as_ref())?;
     let state = SessionStateBuilder::new()
         .with_config(config)
         .with_runtime_env(Arc::new(runtime))
@@ -167,6 +162,24 @@ pub fn session(pins: &Pins, options: &SessionOptions) -> Result<SessionContext, 
     }
     context.register_catalog(CATALOG, Arc::new(catalog(pins)?));
     Ok(context)
+}
+
+/// Lets a session of `runtime` read tables of this store; `None` is the local disk. The session is made
+/// with the settings that are returned.
+///
+/// # Errors
+/// When the store's root is no address.
+pub fn reading(
+    config: SessionConfig,
+    runtime: &RuntimeEnv,
+    store: Option<&Store>,
+) -> DataFusionResult<SessionConfig> {
+    let Some(store) = store else {
+        return Ok(config);
+    };
+    let url = ObjectStoreUrl::parse(store.root())?;
+    runtime.register_object_store(url.as_ref(), store.object_store());
+    Ok(config.with_extension(Arc::new(store.clone())))
 }
 
 fn config(options: &SessionOptions) -> SessionConfig {

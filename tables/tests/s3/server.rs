@@ -136,6 +136,7 @@ impl S3 {
             loop {
                 while connections.try_join_next().is_some() {}
                 let (stream, _) = listener.accept().await.unwrap();
+                stream.set_nodelay(true).unwrap();
                 connections.spawn(serve(stream, handler.clone()));
             }
         }));

@@ -8,4 +8,7 @@ mod failures;
 mod metrics;
 mod postgres;
 mod reports;
+mod s3;
+#[path = "../../../tables/tests/s3/server.rs"]
+mod s3_server;
 mod world;
