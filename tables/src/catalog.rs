@@ -9,8 +9,10 @@ mod connections;
 mod error;
 mod heads;
 mod metadata_file;
+mod keeper;
 mod outcome;
 mod postgres;
+mod rest;
 mod sqlite;
 mod swap;
 
@@ -27,7 +29,9 @@ use iceberg::spec::{TableMetadata, TableMetadataBuilder};
 use iceberg::table::Table;
 use iceberg::{MetadataLocation, Runtime, TableCreation};
 pub use metadata_file::METADATA_GZIP_LEVEL;
+use keeper::Keeper;
 use parking_lot::Mutex;
+pub use rest::{RestConfig, RestError};
 use tracing::{debug, info};
 
 use crate::commit::CommitError;
@@ -69,7 +73,7 @@ pub struct Catalog {
 }
 
 struct Inner {
-    heads: Arc<dyn Heads>,
+    keeper: Keeper,
     /// Where tables are made: `file://` and the absolute path of the warehouse directory, or
     /// `s3://BUCKET/PREFIX`.
     warehouse: String,
@@ -99,18 +103,15 @@ impl Catalog {
     pub async fn open_with_clock(config: &CatalogConfig, now: Now) -> Result<Self, CatalogError> {
         config.validate()?;
         let opened = store::open(&config.warehouse, &config.s3).await?;
-        let heads: Arc<dyn Heads> = match config.kind()? {
+        let keeper = match config.kind()? {
             Kind::Sqlite(path) => {
-                Arc::new(sqlite::open(config, Path::new(path), CATALOG_NAME).await?)
+                let heads = sqlite::open(config, Path::new(path), CATALOG_NAME).await?;
+                Keeper::Swaps(Arc::new(heads))
             }
-            Kind::Postgres => Arc::new(postgres::open(config, CATALOG_NAME).await?),
+            Kind::Postgres => Keeper::Swaps(Arc::new(postgres::open(config, CATALOG_NAME).await?)),
+            Kind::Rest(address) => Keeper::Writes(Arc::new(rest::open(config, address).await?)),
         };
-        let mut catalog = Self::assemble(Parts {
-            heads,
-            warehouse: opened.warehouse,
-            file_io: opened.file_io,
-            now,
-        });
+        let mut catalog = Self::kept_by(keeper, opened.warehouse, opened.file_io, now);
         catalog.store = opened.store;
         Ok(catalog)
     }
@@ -123,8 +124,12 @@ impl Catalog {
             file_io,
             now,
         } = parts;
+        Self::kept_by(Keeper::Swaps(heads), warehouse, file_io, now)
+    }
+
+    fn kept_by(keeper: Keeper, warehouse: String, file_io: FileIO, now: Now) -> Self {
         let inner = Inner {
-            heads,
+            keeper,
             warehouse,
             file_io,
             now,
@@ -148,9 +153,9 @@ impl Catalog {
         self.store.as_ref()
     }
 
-    /// Returns every table with its metadata location, from one read: a consistent set.
+    /// Returns every table with its metadata location, as of one moment: a consistent set.
     pub async fn heads(&self) -> Result<Vec<(TableName, String)>, CatalogError> {
-        self.inner.heads.all().await
+        self.inner.keeper.all().await
     }
 
     /// Loads the current head of a table.
@@ -162,20 +167,20 @@ impl Catalog {
 
     /// Loads the current head of a table, `None` when there is no such table.
     pub async fn load_if_exists(&self, name: &TableName) -> Result<Option<Table>, CatalogError> {
-        let Some(location) = self.inner.heads.get(name).await? else {
+        let Some(location) = self.inner.keeper.get(name).await? else {
             return Ok(None);
         };
         match self.load_at(name, &location).await {
             Ok(table) => Ok(Some(table)),
             // Old metadata files are deleted: a slow reader may have to look again, once.
-            Err(error) => match self.inner.heads.get(name).await? {
+            Err(error) => match self.inner.keeper.get(name).await? {
                 Some(newer) if newer != location => self.load_at(name, &newer).await.map(Some),
                 _ => Err(error),
             },
         }
     }
 
-    /// Loads every table as of one read of the catalog: a consistent set.
+    /// Loads every table as of one moment of the catalog: a consistent set.
     pub async fn load_all(&self) -> Result<BTreeMap<TableName, Table>, CatalogError> {
         let heads = self.heads().await?;
         match self.load_heads(&heads).await {
@@ -218,7 +223,10 @@ impl Catalog {
             }
             match self.update(&table, updates).await {
                 Ok(table) => return Ok(table),
-                Err(error @ CommitError::Conflict { .. }) => conflict = Some(error),
+                // What is not known is seen by comparing again.
+                Err(error @ (CommitError::Conflict { .. } | CommitError::Unknown { .. })) => {
+                    conflict = Some(error);
+                }
                 Err(error) => return Err(CatalogError::Commit(Box::new(error))),
             }
         }
@@ -255,7 +263,7 @@ impl Catalog {
         metadata.map_err(error)?;
         let file = file.to_string();
         durable::sync(&location, &file, Vec::new()).await?;
-        if !self.inner.heads.insert(&spec.name, &file).await? {
+        if !self.inner.keeper.insert(&spec.name, &file).await? {
             self.delete(vec![file]).await;
             return Ok(None);
         }

@@ -14,11 +14,16 @@ pub const COMMITS: &str = "tables_commits_total";
 pub const COMMITS_RESOLVED: &str = "tables_commits_resolved_by_reading_total";
 /// Snapshots kept in the metadata of the table after its last commit. Label `table`.
 pub const SNAPSHOTS: &str = "tables_snapshots";
-/// Open connections to the catalog's database; their bound is `catalog.connections_max`.
+/// Open connections to the catalog's database, or open requests to its REST server; their bound is
+/// `catalog.connections_max`.
 pub const CATALOG_CONNECTIONS: &str = "tables_catalog_connections_open";
 /// Questions to the catalog that got no answer within `catalog.connect_timeout_ms` or
 /// `catalog.timeout_ms`.
 pub const CATALOG_UNANSWERED: &str = "tables_catalog_unanswered_total";
+/// Answers of a REST catalog that were larger than `catalog.rest.answer_bytes_max`.
+pub const CATALOG_TOO_LARGE: &str = "tables_catalog_answers_too_large_total";
+/// Tokens for a REST catalog that were read or asked for.
+pub const CATALOG_TOKENS: &str = "tables_catalog_tokens_fetched_total";
 /// Data files written, committed or not. Label `table`.
 pub const FILES_WRITTEN: &str = "tables_files_written_total";
 /// Bytes of data files written, committed or not. Label `table`.
@@ -63,11 +68,19 @@ pub const ALL: &[(&str, &str)] = &[
     ),
     (
         CATALOG_CONNECTIONS,
-        "Open connections to the catalog's database",
+        "Open connections to the catalog's database, or requests to its REST server",
     ),
     (
         CATALOG_UNANSWERED,
         "Questions to the catalog that got no answer in time",
+    ),
+    (
+        CATALOG_TOO_LARGE,
+        "Answers of a REST catalog that were larger than allowed",
+    ),
+    (
+        CATALOG_TOKENS,
+        "Tokens for a REST catalog that were read or asked for",
     ),
     (
         FILES_WRITTEN,
@@ -132,6 +145,14 @@ pub(crate) fn snapshots_kept(table: &str, snapshots: usize) {
 
 pub(crate) fn catalog_unanswered() {
     ::metrics::counter!(CATALOG_UNANSWERED).increment(1);
+}
+
+pub(crate) fn catalog_answer_too_large() {
+    ::metrics::counter!(CATALOG_TOO_LARGE).increment(1);
+}
+
+pub(crate) fn catalog_token_fetched() {
+    ::metrics::counter!(CATALOG_TOKENS).increment(1);
 }
 
 pub(crate) fn file_written(table: &str, rows: u64, bytes: u64) {

@@ -230,6 +230,7 @@ fn test(run: &Run, log: &mut Log) -> Result<String> {
         .args(["test", "--workspace", "--all-features", "--no-fail-fast"])
         .env("HEADWATER_PYTHON", &run.toolbox()?.python)
         .env("HEADWATER_TEST_POSTGRES", run.postgres_url()?)
+        .env("HEADWATER_TEST_ICEBERG_REST", &run.toolbox()?.iceberg_rest)
         // Half an hour off the hour, with summer time: whoever asks for the local time is found out.
         .env("TZ", "America/St_Johns");
     log.run(command, Show::Everything)?;

@@ -3,6 +3,7 @@
 //! Programs come from Debian's packages; Node.js and the libraries of the clients come from package
 //! managers, into the cache outside the checkout. A stamp beside each makes the next run fast.
 
+mod iceberg_rest;
 mod node;
 
 use std::ffi::OsStr;
@@ -31,6 +32,8 @@ pub(crate) struct Toolbox {
     pub(crate) node_modules: PathBuf,
     /// JDBC drivers: version and jar.
     pub(crate) jdbc: Vec<(&'static str, PathBuf)>,
+    /// Classpath of Apache Iceberg's own REST catalog.
+    pub(crate) iceberg_rest: String,
 }
 
 impl Toolbox {
@@ -51,6 +54,7 @@ impl Toolbox {
             node_modules: node_modules(&node, &project.cache, &sources, log)?,
             node: node.program,
             jdbc: jdbc_drivers(&project.cache, log)?,
+            iceberg_rest: iceberg_rest::prepare(&project.cache, &sources, log)?,
         })
     }
 }

@@ -22,6 +22,12 @@ mod s3;
 #[path = "../../../tables/tests/s3/server.rs"]
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod s3_server;
+#[path = "../../../tables/tests/tables/relay.rs"]
+#[allow(dead_code, reason = "the tests of the tables use all of it")]
+mod relay;
+mod rest;
+#[path = "../../../tables/tests/tables/rest_server.rs"]
+mod rest_server;
 mod suite;
 mod world;
 

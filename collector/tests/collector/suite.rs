@@ -50,6 +50,15 @@ macro_rules! every_promise_on {
                 a_graceful_stop_commits_and_acks_what_is_staged,
             }
         }
+
+        mod rest {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+                async fn $promise() {
+                    super::promises::$promise(super::World::on_rest()).await;
+                }
+            )*
+        }
     };
 }
 

@@ -32,8 +32,8 @@ use sqlx::Connection as _;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use crate::postgres;
 use crate::s3_server::S3;
+use crate::{postgres, rest_server};
 
 pub(crate) const NOW: i64 = 1_790_000_000_000_000;
 pub(crate) const EPOCH: u64 = 1_790_000_000_000;
@@ -87,6 +87,13 @@ impl World {
     /// Returns the S3 service of a world that has one.
     pub(crate) fn s3(&mut self) -> &mut S3 {
         self.s3.as_mut().unwrap()
+    }
+
+    /// A catalog of its own of the tests' REST server.
+    pub(crate) fn on_rest() -> Self {
+        let mut world = Self::new();
+        world.catalog.uri = rest_server::new_catalog();
+        world
     }
 
     /// Writes a certificate for the common name and returns its files.

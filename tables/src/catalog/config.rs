@@ -9,11 +9,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use url::Url;
+
+use super::rest::RestConfig;
 
 use crate::store::{self, S3Config, Warehouse};
 
 const SQLITE: &str = "sqlite://";
 const POSTGRES: [&str; 2] = ["postgresql://", "postgres://"];
+/// Before the `http://` or `https://` of a server.
+const REST: &str = "rest+";
 
 /// Where the catalog and the tables are.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -21,7 +26,8 @@ const POSTGRES: [&str; 2] = ["postgresql://", "postgres://"];
 pub struct CatalogConfig {
     /// The catalog database. `sqlite://` and a path, absolute or relative to the current directory,
     /// which is made when it is missing; or `postgresql://USER@HOST:PORT/DATABASE`, where `sslmode`,
-    /// `sslrootcert` and the other parameters of libpq follow a `?`. Never with a password. Default
+    /// `sslrootcert` and the other parameters of libpq follow a `?`; or `rest+https://HOST:PORT/PATH`
+    /// of an Iceberg REST catalog, without its `v1`. Never with a password. Default
     /// `sqlite://headwater-data/catalog.db`.
     pub uri: String,
     /// Where table data and metadata are: a directory, which is made when it is missing, or
@@ -43,6 +49,8 @@ pub struct CatalogConfig {
     pub connections_max: u32,
     /// How the bucket is reached when `warehouse` is in one.
     pub s3: S3Config,
+    /// What only a REST catalog has to be told.
+    pub rest: RestConfig,
 }
 
 impl Default for CatalogConfig {
@@ -55,6 +63,7 @@ impl Default for CatalogConfig {
             timeout_ms: 10_000,
             connections_max: 4,
             s3: S3Config::default(),
+            rest: RestConfig::default(),
         }
     }
 }
@@ -70,6 +79,7 @@ impl fmt::Debug for CatalogConfig {
             .field("timeout_ms", &self.timeout_ms)
             .field("connections_max", &self.connections_max)
             .field("s3", &self.s3)
+            .field("rest", &self.rest)
             .finish()
     }
 }
@@ -91,6 +101,8 @@ pub(crate) enum Kind<'a> {
     Sqlite(&'a str),
     /// A PostgreSQL database.
     Postgres,
+    /// An Iceberg REST server at this address.
+    Rest(Url),
 }
 
 impl CatalogConfig {
@@ -137,13 +149,16 @@ impl CatalogConfig {
         {
             return Ok(Kind::Sqlite(path));
         }
+        if let Some(address) = self.uri.strip_prefix(REST) {
+            return self.rest.validate(address).map(Kind::Rest);
+        }
         if !POSTGRES.iter().any(|scheme| self.uri.starts_with(scheme)) {
             return Err(invalid(format!(
-                "`{}` is not supported: write `sqlite://PATH`, such as `sqlite://headwater-data/catalog.db`, or `postgresql://USER@HOST:PORT/DATABASE`",
+                "`{}` is not supported: write `sqlite://PATH`, such as `sqlite://headwater-data/catalog.db`, `postgresql://USER@HOST:PORT/DATABASE` or `rest+https://HOST:PORT/PATH`",
                 shown(&self.uri)
             )));
         }
-        let url = url::Url::parse(&self.uri)
+        let url = Url::parse(&self.uri)
             .map_err(|error| invalid(format!("`{}` cannot be read: {error}", shown(&self.uri))))?;
         if url.password().is_some() || url.query_pairs().any(|(key, _)| key == "password") {
             return Err(invalid(
@@ -197,6 +212,9 @@ mod tests {
         for (uri, kind) in cases {
             assert_eq!(config(uri).kind().as_ref(), Ok(&kind), "{uri}");
         }
+        let rest = config("rest+https://host/iceberg");
+        let address = Url::parse("https://host/iceberg").unwrap();
+        assert_eq!(rest.kind(), Ok(Kind::Rest(address)));
         for uri in ["mysql://localhost/x", "sqlite://", "x", ""] {
             let error = config(uri).validate().unwrap_err();
             assert_eq!(error.key, "catalog.uri");
@@ -216,6 +234,10 @@ mod tests {
             "postgres://me:hunter2@:port/db",
             "mysql://me:hunter2@host/db",
             "me:hunter2@host",
+            "rest+https://me:hunter2@host/path",
+            "rest+https://hunter2@host",
+            "rest+https://host/path?token=hunter2",
+            "rest+me:hunter2@host",
         ] {
             let config = config(uri);
             let error = config.validate().unwrap_err();

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use super::config::InvalidSetting;
+use super::rest::RestError;
 use crate::commit::CommitError;
 use crate::durable::SyncError;
 use crate::name::TableName;
@@ -31,6 +32,27 @@ pub enum CatalogError {
         /// What went wrong.
         #[source]
         source: sqlx::Error,
+    },
+    /// The catalog's REST server cannot be used at start. Check the address, the server, the
+    /// credentials.
+    #[error(
+        "cannot open the catalog at `{place}`: {source}; check catalog.uri, the server and the credentials"
+    )]
+    RestUnreachable {
+        /// The address.
+        place: String,
+        /// What went wrong.
+        #[source]
+        source: Box<CatalogError>,
+    },
+    /// The REST catalog refused or failed. Retry; then check the server and what is between.
+    #[error("the REST catalog failed when it was asked to {action}: {source}")]
+    Rest {
+        /// What was asked.
+        action: &'static str,
+        /// What went wrong.
+        #[source]
+        source: RestError,
     },
     /// The catalog gave no answer in time. Retry; then check the server and the network.
     #[error(

@@ -12,16 +12,17 @@ use iceberg::table::Table;
 use iceberg::{MetadataLocation, TableUpdate};
 use tracing::{debug, warn};
 
-use super::heads::Swap;
+use super::heads::{Heads, Swap};
+use super::keeper::Keeper;
 use super::outcome::{Evidence, Outcome, resolve};
 use super::{Catalog, CatalogError, metadata_file, table_error};
-use crate::commit::{self, COMMIT_ID, Change, CommitError};
+use crate::commit::{self, COMMIT_ID, Change, CommitError, Prepared};
 use crate::durable;
 use crate::metrics;
 use crate::name::TableName;
 
 /// Pauses between attempts to read the catalog back after a commit: 3.1 s in total.
-const READ_BACK_PAUSES_MS: [u64; 5] = [100, 200, 400, 800, 1600];
+pub(super) const READ_BACK_PAUSES_MS: [u64; 5] = [100, 200, 400, 800, 1600];
 
 impl Catalog {
     /// Commits `change` as one snapshot on top of `base`: everything or nothing, and only when
@@ -50,9 +51,12 @@ impl Catalog {
         updates: Vec<TableUpdate>,
     ) -> Result<Table, CommitError> {
         let name = table_name(base)?;
-        let commit_id = uuid::Uuid::now_v7().to_string();
-        self.swap(&name, base, updates, &commit_id, Vec::new())
-            .await
+        let prepared = Prepared {
+            updates,
+            commit_id: uuid::Uuid::now_v7().to_string(),
+            files: Vec::new(),
+        };
+        self.publish(&name, base, prepared, Vec::new()).await
     }
 
     async fn commit_snapshot(
@@ -67,19 +71,34 @@ impl Catalog {
         let prepared = commit::prepare(name, base, change, now_ms)
             .await
             .map_err(|source| CommitError::failed(name, source))?;
-        let result = self
-            .swap(name, base, prepared.updates, &prepared.commit_id, added)
-            .await;
-        match &result {
-            Ok(table) => {
-                let kept = table.metadata().snapshots().len();
-                metrics::snapshots_kept(&name.to_string(), kept);
-                debug!(table = %name, commit_id = %prepared.commit_id, "committed");
+        let commit_id = prepared.commit_id.clone();
+        let table = self.publish(name, base, prepared, added).await?;
+        let kept = table.metadata().snapshots().len();
+        metrics::snapshots_kept(&name.to_string(), kept);
+        debug!(table = %name, commit_id, "committed");
+        Ok(table)
+    }
+
+    /// Makes a prepared commit true, in the way of this catalog.
+    async fn publish(
+        &self,
+        name: &TableName,
+        base: &Table,
+        prepared: Prepared,
+        added: Vec<String>,
+    ) -> Result<Table, CommitError> {
+        let heads = match &self.inner.keeper {
+            Keeper::Swaps(heads) => heads.as_ref(),
+            Keeper::Writes(server) => {
+                return self.ask_for(server, name, base, prepared, added).await;
             }
-            // Another commit is known to have followed the base: nothing will ever refer to these
-            // manifests. An unknown outcome is no such knowledge (EO-5).
-            Err(CommitError::Conflict { .. }) => self.delete(prepared.files).await,
-            Err(_) => {}
+        };
+        let (updates, id) = (prepared.updates, &prepared.commit_id);
+        let result = self.swap(heads, name, base, updates, id, added).await;
+        // Another commit is known to have followed the base: nothing will ever refer to these
+        // manifests. An unknown outcome is no such knowledge (EO-5).
+        if matches!(result, Err(CommitError::Conflict { .. })) {
+            self.delete(prepared.files).await;
         }
         result
     }
@@ -87,6 +106,7 @@ impl Catalog {
     /// Writes new metadata, makes it durable, points the catalog at it, and reads it back.
     async fn swap(
         &self,
+        heads: &dyn Heads,
         name: &TableName,
         base: &Table,
         updates: Vec<TableUpdate>,
@@ -105,7 +125,7 @@ impl Catalog {
             .await
             .map_err(|error| failed(error.into()))?;
 
-        let swapped = self.inner.heads.swap(name, base_location, &location).await;
+        let swapped = heads.swap(name, base_location, &location).await;
         if matches!(swapped, Ok(Swap::Lost)) {
             self.delete(vec![location]).await;
             return Err(CommitError::Conflict {
@@ -179,7 +199,7 @@ impl Catalog {
         ours: &str,
         commit_id: &str,
     ) -> Result<Outcome, CatalogError> {
-        let head = self.inner.heads.get(name).await?;
+        let head = self.inner.keeper.get(name).await?;
         let head = head.ok_or_else(|| CatalogError::NoSuchTable(name.clone()))?;
         let mut evidence = Evidence {
             base,
@@ -204,7 +224,7 @@ impl Catalog {
     }
 }
 
-fn apply(
+pub(super) fn apply(
     base: &Table,
     base_location: &str,
     updates: Vec<TableUpdate>,
@@ -220,7 +240,10 @@ fn apply(
     Ok((built.metadata, expired))
 }
 
-fn next_location(base: &str, metadata: &TableMetadata) -> Result<MetadataLocation, iceberg::Error> {
+pub(super) fn next_location(
+    base: &str,
+    metadata: &TableMetadata,
+) -> Result<MetadataLocation, iceberg::Error> {
     let base: MetadataLocation = base.parse()?;
     Ok(base.with_next_version().with_new_metadata(metadata))
 }

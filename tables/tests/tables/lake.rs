@@ -15,8 +15,8 @@ use headwater_tables::{
 use tempfile::TempDir;
 use tokio::sync::Barrier;
 
-use crate::postgres;
 use crate::s3_server::S3;
+use crate::{postgres, rest_server};
 
 /// 2026-11-20T00:00:00Z in microseconds.
 pub(crate) const TODAY: i64 = 1_795_132_800_000_000;
@@ -54,6 +54,14 @@ impl Lake {
         let mut lake = Self::at(directory, config).await;
         lake.s3 = Some(service);
         lake
+    }
+
+    /// The same with its catalog on the tests' REST server.
+    pub(crate) async fn on_rest() -> Self {
+        let directory = TempDir::new().unwrap();
+        let mut config = CatalogConfig::local(directory.path());
+        config.uri = rest_server::new_catalog();
+        Self::at(directory, config).await
     }
 
     async fn at(directory: TempDir, config: CatalogConfig) -> Self {

@@ -17,6 +17,9 @@ mod s3;
 #[path = "../s3/server.rs"]
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod s3_server;
+mod relay;
+mod rest;
+mod rest_server;
 mod schemas;
 mod times;
 mod watermarks;

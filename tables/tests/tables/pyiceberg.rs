@@ -61,6 +61,7 @@ fn properties(lake: &Lake) -> Value {
 fn sqlalchemy(uri: &str) -> String {
     match uri.split_once("://") {
         Some(("sqlite", path)) => format!("sqlite:///{path}"),
+        Some(("rest+http", place)) => format!("http://{place}"),
         Some((_, place)) => format!("postgresql+psycopg://{place}"),
         None => panic!("{uri}"),
     }
@@ -79,6 +80,11 @@ async fn pyiceberg_reads_what_we_commit_to_postgres() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pyiceberg_reads_what_we_commit_to_s3() {
     pyiceberg_reads_what_we_commit(Lake::on_s3().await).await;
+}
+
+#[tokio::test]
+async fn pyiceberg_reads_what_we_commit_over_rest() {
+    pyiceberg_reads_what_we_commit(Lake::on_rest().await).await;
 }
 
 async fn pyiceberg_reads_what_we_commit(lake: Lake) {
@@ -152,6 +158,11 @@ async fn we_read_what_pyiceberg_commits_to_postgres_and_go_on_from_there() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn we_read_what_pyiceberg_commits_to_s3_and_go_on_from_there() {
     we_read_what_pyiceberg_commits_and_go_on_from_there(Lake::on_s3().await).await;
+}
+
+#[tokio::test]
+async fn we_read_what_pyiceberg_commits_over_rest_and_go_on_from_there() {
+    we_read_what_pyiceberg_commits_and_go_on_from_there(Lake::on_rest().await).await;
 }
 
 async fn we_read_what_pyiceberg_commits_and_go_on_from_there(lake: Lake) {

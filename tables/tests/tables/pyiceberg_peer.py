@@ -1,4 +1,4 @@
-"""Reads or changes a table through PyIceberg's SqlCatalog, on the catalog of the test.
+"""Reads or changes a table through PyIceberg's SqlCatalog or RestCatalog, on the catalog of the test.
 
 Usage: pyiceberg_peer.py read|write|times TABLE CATALOG_URI WAREHOUSE PROPERTIES. Prints one JSON
 object; PROPERTIES, another one, says how the warehouse is reached.
@@ -9,6 +9,7 @@ import json
 import sys
 
 import pyarrow as pa
+from pyiceberg.catalog.rest import RestCatalog
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.expressions import EqualTo, GreaterThanOrEqual
 
@@ -59,7 +60,8 @@ def times(table) -> dict:
 
 def main() -> None:
     command, name, uri, warehouse, properties = sys.argv[1:]
-    catalog = SqlCatalog("headwater", uri=uri, warehouse=warehouse, **json.loads(properties))
+    kind = RestCatalog if uri.startswith("http") else SqlCatalog
+    catalog = kind("headwater", uri=uri, warehouse=warehouse, **json.loads(properties))
     table = catalog.load_table(name)
     print(json.dumps({"read": read, "write": write, "times": times}[command](table)))
 

@@ -1,0 +1,137 @@
+//! An Iceberg REST server as catalog: lost answers, a server that dies, and collectors that come late.
+
+use headwater_protocol::BatchReply;
+
+use crate::relay::{Fault, Relay};
+use crate::rest_server::RestServer;
+use crate::world::{World, acked, is_bad, mixed};
+
+/// A world whose catalog is behind a relay.
+async fn behind_a_relay() -> (World, Relay) {
+    let mut world = World::on_rest();
+    let (relay, uri) = Relay::through(&world.catalog.uri).await;
+    world.catalog.uri = uri;
+    world.catalog.timeout_ms = 1_000;
+    (world, relay)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_a_server_or_a_proxy_makes_of_a_commit_neither_loses_nor_doubles() {
+    let (world, relay) = behind_a_relay().await;
+    let collector = world.collector().await;
+    let agent = world.agent("agent-1", &collector).await;
+    assert_eq!(acked(agent.send_records(1, &mixed(1..=10)).await), 10);
+    let faults = [
+        Fault::DoneBut(500),
+        Fault::NotDone(500),
+        Fault::DoneBut(503),
+        Fault::NotDone(503),
+        Fault::Twice,
+        Fault::DoneBut(409),
+        Fault::NotDone(409),
+        Fault::NotDone(200),
+        Fault::DoneInSilence,
+        Fault::DoneAndCut,
+        Fault::Lost,
+    ];
+    let mut next = 11;
+    for fault in faults {
+        // Of the quarantine, of the events, of both.
+        for faults in [&[fault] as &[_], &[fault, fault]] {
+            relay.strike(faults);
+            let reply = agent.send_records(next, &mixed(next..=next + 9)).await;
+            assert_eq!(acked(reply), next + 9, "{fault:?}");
+            next += 10;
+        }
+    }
+    relay.assert_all_met();
+    world
+        .assert_events("agent-1", (1..next).filter(|seq| !is_bad(*seq)))
+        .await;
+    world
+        .assert_quarantine("agent-1", (1..next).filter(|seq| is_bad(*seq)))
+        .await;
+    collector.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_collector_whose_commit_comes_after_that_of_another_is_refused() {
+    let (world, relay) = behind_a_relay().await;
+    let first = world.collector().await;
+    let second = world.collector().await;
+    let to_first = world.agent("agent-1", &first).await;
+    let to_second = world.agent("agent-1", &second).await;
+    assert_eq!(acked(to_first.send(1..=10).await), 10);
+    relay.strike(&[Fault::Late]);
+    let slow = tokio::spawn(async move { (to_first.send(11..=20).await, to_first) });
+    relay.struck().await;
+    let reply = to_second.send(1..=15).await;
+    assert!(acked(reply) >= 15);
+    relay.let_go();
+    relay.struck().await;
+    let (reply, to_first) = slow.await.unwrap();
+    assert_eq!(acked(reply), 20);
+    assert_eq!(acked(to_first.send(21..=25).await), 25);
+    world.assert_events("agent-1", 1..=25).await;
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_server_killed_before_its_commit_loses_nothing() {
+    killed_while_it_commits(Fault::Lost).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_server_killed_after_its_commit_doubles_nothing() {
+    killed_while_it_commits(Fault::Held).await;
+}
+
+/// Kills the server when a commit is as far as the fault lets it.
+async fn killed_while_it_commits(fault: Fault) {
+    let mut server = RestServer::start();
+    let mut world = World::new();
+    let (relay, uri) = Relay::through(&server.catalog("catalog")).await;
+    world.catalog.uri = uri;
+    world.catalog.timeout_ms = 1_000;
+    let collector = world.collector().await;
+    let agent = world.agent("agent-1", &collector).await;
+    assert_eq!(acked(agent.send(1..=10).await), 10);
+    relay.strike(&[fault]);
+    let send = tokio::spawn(async move { (agent.send(11..=20).await, agent) });
+    relay.struck().await;
+    server.kill();
+    relay.let_go();
+    assert!(!send.is_finished(), "nobody knows yet (EO-5)");
+    server.start_again();
+    let (reply, agent) = send.await.unwrap();
+    assert_eq!(acked(reply), 20);
+    assert_eq!(acked(agent.send(11..=25).await), 25);
+    world.assert_events("agent-1", 1..=25).await;
+    collector.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_collector_does_not_ack_while_the_server_is_away() {
+    let (world, relay) = behind_a_relay().await;
+    let collector = world.collector().await;
+    let agent = world.agent("agent-1", &collector).await;
+    assert_eq!(acked(agent.send(1..=10).await), 10);
+    relay.set_silent(true);
+    let send = tokio::spawn(async move { (agent.send(11..=20).await, agent) });
+    // Several attempts end without an answer.
+    let asked = relay.asked().len();
+    while relay.asked().len() < asked + 8 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!send.is_finished(), "nothing is committed (EO-2)");
+    relay.set_silent(false);
+    let (reply, agent) = send.await.unwrap();
+    assert_eq!(acked(reply), 20);
+    assert!(matches!(
+        agent.send(21..=25).await,
+        Some(BatchReply::Ack { .. })
+    ));
+    world.assert_events("agent-1", 1..=25).await;
+    collector.stop().await;
+}
