@@ -18,6 +18,8 @@ pub(crate) enum Fault {
     DoneBut(u16),
     /// It is not passed on, and the client gets this status.
     NotDone(u16),
+    /// It is not passed on, and the client gets the table as it is, as if that were the answer.
+    Untrue,
     /// It is passed on twice, as by a proxy that tries again; the client gets the second answer.
     Twice,
     /// It is done, and no answer comes.
@@ -177,6 +179,15 @@ impl Request {
         self.line().contains("/tables/")
     }
 
+    /// Returns the question for what this request would change.
+    fn get_instead(&self) -> Self {
+        let line = self.line().replacen("POST", "GET", 1);
+        Self {
+            head: format!("{line}\r\nhost: relay"),
+            body: Vec::new(),
+        }
+    }
+
     /// Passes the request on and returns the whole answer.
     async fn pass_on(&self, server: &str) -> Option<Vec<u8>> {
         let mut server = TcpStream::connect(server).await.ok()?;
@@ -254,7 +265,10 @@ impl State {
         request: &Request,
         client: &mut TcpStream,
     ) -> Option<Vec<u8>> {
-        let is_passed_on = !matches!(fault, Fault::NotDone(_) | Fault::Lost | Fault::Late);
+        let is_passed_on = !matches!(
+            fault,
+            Fault::NotDone(_) | Fault::Untrue | Fault::Lost | Fault::Late
+        );
         if is_passed_on {
             let said = request.pass_on(&self.server).await;
             let said = String::from_utf8(said.unwrap()).unwrap();
@@ -264,6 +278,7 @@ impl State {
         match fault {
             Fault::DoneBut(status) | Fault::NotDone(status) => Some(error(status, "a fault")),
             Fault::Twice => request.pass_on(&self.server).await,
+            Fault::Untrue => request.get_instead().pass_on(&self.server).await,
             Fault::DoneAndCut => None,
             Fault::DoneInSilence | Fault::Lost => {
                 silence(client).await;

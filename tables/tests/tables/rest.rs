@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrow::datatypes::{DataType, Field, Schema};
 use headwater_tables::{
     Catalog, CatalogConfig, CatalogError, Change, CommitError, Partition, Table, TableSpec, schema,
 };
@@ -21,7 +22,7 @@ async fn behind_a_relay() -> (Lake, Relay, Table, Catalog) {
     let base = lake.append(&base, &[(1, TODAY)]).await;
     let (relay, uri) = Relay::through(&lake.config.uri).await;
     lake.config.uri = uri;
-    lake.config.timeout_ms = 1_000;
+    lake.config.timeout_ms = 1_500;
     let catalog = lake.another_process().await;
     (lake, relay, base, catalog)
 }
@@ -103,6 +104,7 @@ async fn a_commit_that_was_not_done_is_done_again_with_the_same_files() {
         Fault::NotDone(503),
         Fault::NotDone(409),
         Fault::NotDone(200),
+        Fault::Untrue,
         Fault::Lost,
     ] {
         let (_lake, relay, base, catalog) = behind_a_relay().await;
@@ -118,6 +120,25 @@ async fn a_commit_that_was_not_done_is_done_again_with_the_same_files() {
         let head = catalog.commit(&base, change).await.unwrap();
         assert_eq!(ids(&head).await, [1, 2]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_schema_that_is_reported_and_not_set_is_an_error() {
+    let (_lake, relay, _, catalog) = behind_a_relay().await;
+    relay.strike(&[Fault::Untrue]);
+    let error = catalog.ensure(&wider()).await.unwrap_err().to_string();
+    assert!(error.contains("keeps the old head"), "{error}");
+    let evolved = catalog.ensure(&wider()).await.unwrap();
+    assert_eq!(evolved.metadata().schemas_iter().count(), 2);
+}
+
+/// The table of the lake with a column more.
+fn wider() -> TableSpec {
+    let mut fields = crate::lake::schema().fields().to_vec();
+    fields.push(Arc::new(Field::new("city", DataType::Utf8, true)));
+    let by_day = Partition::Day("at".to_owned());
+    let spec = TableSpec::from_arrow(name(), &Schema::new(fields), by_day);
+    spec.unwrap().sorted_by(&["id"])
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -193,14 +214,8 @@ async fn a_commit_that_comes_late_wins_or_loses_and_never_doubles() {
 async fn a_schema_whose_answer_is_lost_is_compared_again() {
     for fault in [Fault::DoneBut(500), Fault::Twice, Fault::DoneAndCut] {
         let (_lake, relay, base, catalog) = behind_a_relay().await;
-        let mut fields = crate::lake::schema().fields().to_vec();
-        let city = arrow::datatypes::Field::new("city", arrow::datatypes::DataType::Utf8, true);
-        fields.push(Arc::new(city));
-        let wider = arrow::datatypes::Schema::new(fields);
-        let spec = TableSpec::from_arrow(name(), &wider, Partition::Day("at".to_owned()));
-        let spec = spec.unwrap().sorted_by(&["id"]);
         relay.strike(&[fault]);
-        let evolved = catalog.ensure(&spec).await.unwrap();
+        let evolved = catalog.ensure(&wider()).await.unwrap();
         relay.assert_all_met();
         let metadata = evolved.metadata();
         assert!(metadata.current_schema().field_by_name("city").is_some());

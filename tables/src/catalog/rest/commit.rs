@@ -126,6 +126,7 @@ impl Catalog {
             Reply::Done(loaded) => Some(self.told(name, loaded)?),
             _ => None,
         };
+        let told = told.filter(|table| asked.is_after(table));
         if let Some(table) = told
             .as_ref()
             .filter(|it| it.metadata_location() == Some(&head))
@@ -203,6 +204,12 @@ impl Asked<'_> {
     fn is_ours(&self, snapshot: &iceberg::spec::Snapshot) -> bool {
         let id = snapshot.summary().additional_properties.get(COMMIT_ID);
         id == Some(&self.prepared.commit_id)
+    }
+
+    /// Whether this can be the table right after our commit.
+    fn is_after(&self, table: &Table) -> bool {
+        let has_moved = table.metadata_location() != self.base.metadata_location();
+        has_moved && (self.prepared.files.is_empty() || self.is_main(table))
     }
 
     /// Whether `main` is our snapshot.
