@@ -60,10 +60,13 @@ pub(super) fn of_properties(base: &str, head: &str, is_listed: bool) -> Outcome 
 mod tests {
     use super::*;
 
+    /// Base, whether ours is listed, history, outcome.
+    type Case = (Option<i64>, bool, &'static [(i64, Option<i64>)], Outcome);
+
     #[test]
     fn an_outcome_is_named_only_when_it_is_proven() {
         let base = Some(1);
-        let cases: [(Option<i64>, bool, &[(i64, Option<i64>)], Outcome); 9] = [
+        let cases: [Case; 9] = [
             (base, false, &[(1, None)], Outcome::NotCommitted),
             (base, true, &[(2, Some(1)), (1, None)], Outcome::Committed),
             // Ours is not listed any more, but the server had named its file.
