@@ -1,7 +1,17 @@
 //! An Iceberg REST server as catalog: lost answers, a server that dies, and collectors that come late.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+
 use headwater_protocol::BatchReply;
-use headwater_tables::{Catalog, schema};
+use headwater_tables::{Catalog, CatalogConfig, schema};
+
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 use crate::relay::{Fault, Relay};
 use crate::rest_server::RestServer;
@@ -144,4 +154,52 @@ async fn a_collector_does_not_ack_while_the_server_is_away() {
     ));
     world.assert_events("agent-1", 1..=25).await;
     collector.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_server_with_tls_is_trusted_by_its_certificate_alone() {
+    let mut world = World::on_rest();
+    let (plain, name) = world.catalog.uri.rsplit_once('/').unwrap();
+    let plain = plain.replace("rest+http://", "");
+    let port = put_tls_before(&world, plain).await.port();
+    world.catalog.uri = format!("rest+https://localhost:{port}/{name}");
+    let error = Catalog::open(&world.catalog).await.unwrap_err().to_string();
+    assert!(error.contains("UnknownIssuer"), "{error}");
+    world.catalog.rest.ca_file = Some(world.path("ca.pem"));
+    let elsewhere = CatalogConfig {
+        uri: format!("rest+https://127.0.0.1:{port}"),
+        ..world.catalog.clone()
+    };
+    let error = Catalog::open(&elsewhere).await.unwrap_err().to_string();
+    assert!(error.contains("not valid for name"), "{error}");
+
+    let collector = world.collector().await;
+    let agent = world.agent("agent-1", &collector).await;
+    assert_eq!(acked(agent.send(1..=10).await), 10);
+    world.assert_events("agent-1", 1..=10).await;
+    collector.stop().await;
+}
+
+/// Puts TLS before a server, with a certificate for `localhost` of the world's authority.
+async fn put_tls_before(world: &World, server: String) -> SocketAddr {
+    let files = world.certificate("catalog");
+    let chain = CertificateDer::pem_file_iter(&files.certificate).unwrap();
+    let chain = chain.map(Result::unwrap).collect();
+    let key = PrivateKeyDer::from_pem_file(&files.key).unwrap();
+    let config = ServerConfig::builder().with_no_client_auth();
+    let config = config.with_single_cert(chain, key).unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let (acceptor, server) = (acceptor.clone(), server.clone());
+            tokio::spawn(async move {
+                let mut client = acceptor.accept(client).await?;
+                let mut server = TcpStream::connect(server).await?;
+                copy_bidirectional(&mut client, &mut server).await
+            });
+        }
+    });
+    address
 }

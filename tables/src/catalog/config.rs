@@ -182,6 +182,8 @@ fn shown(uri: &str) -> String {
         return "(hidden)".to_owned();
     };
     let (user, place) = rest.rsplit_once('@').unwrap_or(("", rest));
+    // A database has users with names; before a REST server it can only be a token.
+    let user = if uri.starts_with(REST) { "" } else { user };
     let user = user.split([':', '/', '?']).next().unwrap_or_default();
     let place = place.split('?').next().unwrap_or_default();
     let at = if user.is_empty() { "" } else { "@" };

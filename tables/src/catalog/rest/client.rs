@@ -145,17 +145,28 @@ impl Client {
         RestError::refused(answer.status, &answer.body, token)
     }
 
-    /// Asks, and returns the answer whatever it says.
+    /// Asks, as soon as there is a place, and returns the answer whatever it says.
     pub(super) async fn ask(&self, question: &Question<'_>) -> Result<Answer, CatalogError> {
         let place = timeout(self.connect_timeout, self.places.acquire()).await;
-        let Ok(Ok(_place)) = place else {
+        let Ok(Ok(place)) = place else {
             metrics::catalog_unanswered();
             return Err(CatalogError::Unanswered {
                 action: question.action,
                 waited_ms: self.connect_timeout.as_millis(),
             });
         };
+        self.count_open();
+        let answer = self.ask_at_once(question).await;
+        drop(place);
+        self.count_open();
+        answer
+    }
+
+    fn count_open(&self) {
         metrics::catalog_connections(self.max - self.places.available_permits());
+    }
+
+    async fn ask_at_once(&self, question: &Question<'_>) -> Result<Answer, CatalogError> {
         let token = self.auth.token(&self.http).await?;
         let answer = self.send(question, token.as_ref()).await?;
         let (401, Some(stale)) = (answer.status, &token) else {

@@ -140,6 +140,15 @@ mod tests {
         assert!(!format!("{error:?}").contains("hunter2"));
         let page = RestError::refused(502, b"<html>hunter2</html>", Some("hunter2"));
         assert_eq!(page.to_string(), "it answered 502");
+        assert!(RestError::is_of_catalog(body));
+        for other in [
+            &b"<html>404</html>"[..],
+            b"",
+            b"{}",
+            br#"{"error":"Not Found"}"#,
+        ] {
+            assert!(!RestError::is_of_catalog(other));
+        }
         let long = format!(r#"{{"error":{{"message":"{}"}}}}"#, "x".repeat(10_000));
         assert!(
             RestError::refused(500, long.as_bytes(), None)

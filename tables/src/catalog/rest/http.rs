@@ -15,6 +15,10 @@ use crate::catalog::config::{CatalogConfig, InvalidSetting};
 use crate::catalog::error::CatalogError;
 use crate::metrics;
 
+/// Time after which a connection that nobody uses is closed: before servers and what is between close
+/// it, at which a request may be just on its way.
+const IDLE_MAX: Duration = Duration::from_secs(20);
+
 /// Sends requests.
 pub(super) struct Http {
     client: reqwest::Client,
@@ -45,6 +49,7 @@ impl Http {
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .connect_timeout(Duration::from_millis(config.connect_timeout_ms))
+            .pool_idle_timeout(IDLE_MAX)
             .pool_max_idle_per_host(config.connections_max as usize);
         for certificate in authorities(config)? {
             builder = builder.add_root_certificate(certificate);
