@@ -21,6 +21,8 @@ use headwater_tables::{Catalog, CatalogConfig, Change, Partition, TableName, Tab
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
+use crate::rest_server;
+
 pub(crate) type Client = FlightSqlServiceClient<Channel>;
 
 /// Longest wait for anything that should be quick.
@@ -41,6 +43,12 @@ impl Server {
         Self::start_with(|_| {}, SystemClock::shared()).await
     }
 
+    /// The same with its catalog on the tests' REST server.
+    pub(crate) async fn start_on_rest() -> Self {
+        let on_rest = |config: &mut Config| config.catalog.uri = rest_server::new_catalog();
+        Self::start_configured(on_rest, SystemClock::shared()).await
+    }
+
     pub(crate) async fn start_with_limits(change: impl FnOnce(&mut LimitsConfig)) -> Self {
         Self::start_with(change, SystemClock::shared()).await
     }
@@ -49,15 +57,10 @@ impl Server {
         change: impl FnOnce(&mut LimitsConfig),
         clock: SharedClock,
     ) -> Self {
-        Self::start_on(|catalog| catalog, change, clock).await
+        Self::start_configured(|config| change(&mut config.limits), clock).await
     }
 
-    /// Starts on a catalog in a SQLite file whose tables are where `place` puts them.
-    pub(crate) async fn start_on(
-        place: impl FnOnce(CatalogConfig) -> CatalogConfig,
-        change: impl FnOnce(&mut LimitsConfig),
-        clock: SharedClock,
-    ) -> Self {
+    pub(crate) async fn start_configured(change: impl FnOnce(&mut Config), clock: SharedClock) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
@@ -70,13 +73,13 @@ impl Server {
                 certificate: path("server.pem"),
                 key: path("server.key"),
             }),
-            catalog: place(CatalogConfig::local(directory.path())),
+            catalog: CatalogConfig::local(directory.path()),
             users: vec![user("demo", "demo"), user("other", "s3cret:with:colons")],
             ..Config::default()
         };
         config.flight.listen = "127.0.0.1:0".parse().unwrap();
         config.admin.listen = "127.0.0.1:0".parse().unwrap();
-        change(&mut config.limits);
+        change(&mut config);
         let catalog = Catalog::open(&config.catalog).await.unwrap();
         fill(&catalog).await;
         let stop = CancellationToken::new();

@@ -1,5 +1,6 @@
 //! Tables in a bucket, asked through Flight SQL.
 
+use headwater_flight_sql::Config;
 use headwater_service::clock::SystemClock;
 
 use crate::harness::{Server, column};
@@ -8,8 +9,9 @@ use crate::s3_server::S3;
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_in_a_bucket_answer_as_those_on_the_disk_do() {
     let service = S3::start();
-    let place = |catalog| service.warehouse(catalog);
-    let remote = Server::start_on(place, |_| {}, SystemClock::shared()).await;
+    let in_bucket =
+        |config: &mut Config| config.catalog = service.warehouse(config.catalog.clone());
+    let remote = Server::start_configured(in_bucket, SystemClock::shared()).await;
     let local = Server::start().await;
     let (mut remote, mut local) = (remote.client().await, local.client().await);
     for sql in [

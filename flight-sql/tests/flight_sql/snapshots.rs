@@ -26,7 +26,15 @@ async fn result_is_the_same_however_often_it_is_fetched() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_reference_in_a_query_reads_the_same_snapshot_while_commits_go_on() {
-    let server = Server::start().await;
+    one_snapshot_while_commits_go_on(Server::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_reference_reads_the_same_snapshot_of_a_rest_catalog_while_commits_go_on() {
+    one_snapshot_while_commits_go_on(Server::start_on_rest().await).await;
+}
+
+async fn one_snapshot_while_commits_go_on(server: Server) {
     let mut client = server.client().await;
     let catalog = server.catalog.clone();
     let commits = tokio::spawn(async move {

@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tempfile::TempDir;
 
@@ -84,6 +85,7 @@ impl Drop for RestServer {
 /// Returns the address of a new catalog of the server that the tests of this binary share.
 pub(crate) fn new_catalog() -> String {
     static SHARED: OnceLock<RestServer> = OnceLock::new();
-    let name = format!("catalog_{:032x}", rand::random::<u128>());
+    static CATALOGS: AtomicUsize = AtomicUsize::new(0);
+    let name = format!("catalog_{}", CATALOGS.fetch_add(1, Ordering::Relaxed));
     SHARED.get_or_init(RestServer::start).catalog(&name)
 }

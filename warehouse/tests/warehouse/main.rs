@@ -11,4 +11,6 @@ mod reports;
 mod s3;
 #[path = "../../../tables/tests/s3/server.rs"]
 mod s3_server;
+#[path = "../../../tables/tests/tables/rest_server.rs"]
+mod rest_server;
 mod world;

@@ -2,6 +2,7 @@
 
 use headwater_warehouse::Outcome;
 
+use crate::rest_server;
 use crate::world::{Ev, World};
 
 const NIGHT: &str = "2026-11-19";
@@ -28,7 +29,17 @@ async fn a_small_week(world: &World) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn running_a_night_again_changes_nothing() {
-    let world = World::new().await;
+    run_a_night_again(World::new().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn running_a_night_again_changes_nothing_on_a_rest_catalog() {
+    let mut world = World::new().await;
+    world.config.catalog.uri = rest_server::new_catalog();
+    run_a_night_again(world).await;
+}
+
+async fn run_a_night_again(world: World) {
     a_small_week(&world).await;
     let first = world.night(NIGHT).await;
     assert_eq!(first.outcome, Outcome::Published);
