@@ -58,7 +58,7 @@ impl Catalog {
         let result = self.found_out(server, &asked).await;
         let is_refused = matches!(reply, Reply::Refused(_));
         match result {
-            Ok(table) => self.made_durable(&asked, table).await,
+            Ok(table) => Ok(table),
             Err((Outcome::Overtaken, _)) => {
                 // Without an answer the request may still be on its way, and whoever sets `main` back
                 // to our base by hand would let it in.
@@ -82,10 +82,10 @@ impl Catalog {
         server: &RestHeads,
         asked: &Asked<'_>,
     ) -> Result<Table, (Outcome, CatalogError)> {
-        if let Reply::Refused(error) | Reply::Doubtful(error) = asked.reply {
+        if let Reply::Doubtful(error) = asked.reply {
             metrics::commit_resolved(&asked.name.to_string());
             let id = &asked.prepared.commit_id;
-            warn!(table = %asked.name, commit_id = id, error = %error, "commit not confirmed, reading the table");
+            warn!(table = %asked.name, commit_id = id, error = %error, "commit outcome unknown, reading the table");
         }
         let mut pauses = READ_BACK_PAUSES_MS.into_iter();
         loop {
@@ -131,12 +131,17 @@ impl Catalog {
             .as_ref()
             .filter(|it| it.metadata_location() == Some(&head))
         {
+            sync(table, &head).await?;
             self.remember(name, table);
             return Ok((Outcome::Committed, table.clone()));
         }
         let table = self.load_at(name, &head).await?;
         let outcome = asked.outcome(&table, &head, told.as_ref());
-        if outcome != Outcome::Committed || asked.is_main(&table) {
+        if outcome != Outcome::Committed {
+            return Ok((outcome, table));
+        }
+        sync(&table, &head).await?;
+        if asked.is_main(&table) {
             return Ok((outcome, table));
         }
         // Others have built on it already. What they did is not what the caller has seen.
@@ -157,23 +162,6 @@ impl Catalog {
         let (metadata, _) = apply(asked.base, base, updates).map_err(error)?;
         let location = next_location(base, &metadata).map_err(error)?;
         self.table(asked.name, &location.to_string(), metadata)
-    }
-
-    /// Makes the metadata that the server wrote durable where it is on a disk of ours: an ack must
-    /// survive a power cut (D-2).
-    async fn made_durable(&self, asked: &Asked<'_>, table: Table) -> Result<Table, CommitError> {
-        let unknown = |error| unknown(asked.name, asked.prepared, error);
-        let location = table.metadata_location().unwrap_or_default().to_owned();
-        if self.is_there(&location) {
-            let synced = durable::sync(table.metadata().location(), &location, Vec::new()).await;
-            synced.map_err(|error| unknown(error.into()))?;
-        }
-        Ok(table)
-    }
-
-    /// Whether a metadata file is on a disk of ours.
-    fn is_there(&self, location: &str) -> bool {
-        durable::local_path(location).is_some_and(|path| path.exists())
     }
 }
 
@@ -241,6 +229,15 @@ fn requirements(base: &Table) -> Vec<TableRequirement> {
             default_spec_id: metadata.default_partition_spec_id(),
         },
     ]
+}
+
+/// Makes the metadata that the server wrote at `head` durable where it is on a disk of ours: an ack must
+/// survive a power cut (D-2).
+async fn sync(table: &Table, head: &str) -> Result<(), CatalogError> {
+    if durable::local_path(head).is_some_and(|path| path.exists()) {
+        durable::sync(table.metadata().location(), head, Vec::new()).await?;
+    }
+    Ok(())
 }
 
 /// Returns `main` and what it follows, newest first, as far as the table lists it.
