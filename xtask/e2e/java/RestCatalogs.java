@@ -75,7 +75,9 @@ public final class RestCatalogs extends HttpServlet {
     Map<String, String> settings =
         Map.of(
             "catalog-impl", "org.apache.iceberg.jdbc.JdbcCatalog",
-            "uri", "jdbc:sqlite:" + database + "?busy_timeout=5000&synchronous=OFF",
+            "uri", "jdbc:sqlite:" + database + "?busy_timeout=5000&synchronous=OFF&journal_mode=WAL",
+            // One connection: a read of another one can lock the file for good.
+            "clients", "1",
             "jdbc.schema-version", "V1",
             "warehouse", directory.resolve(name).toString());
     Catalog catalog = CatalogUtil.buildIcebergCatalog("rest_backend", settings, hadoop);
