@@ -4,7 +4,8 @@
 //! The real engine and committer on a SQLite catalog and local files, without sockets; first every
 //! agent sends a batch, then 64 agents by chance send one event each to every commit. Run with
 //! `cargo bench -p headwater-collector --bench growth` (10,000 commits); without `--bench` (as a test)
-//! few agents make few commits. Fails when a bound of the product does not hold:
+//! few agents make few commits. `-- --latency-ms 30` makes each request to the files that much slower, as a
+//! store over a network is, for 1,000 commits. Fails when a bound of the product does not hold:
 //!
 //! - the last commits take at most 1.5 times as long as the first ones (median of 200 each, bench only);
 //! - watermarks add at most 25 bytes per agent to a metadata file;
@@ -12,6 +13,8 @@
 
 #[path = "common/load.rs"]
 mod load;
+#[path = "common/slow_store.rs"]
+mod slow_store;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -109,13 +112,17 @@ fn config() -> Config {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let is_bench = std::env::args().any(|argument| argument == "--bench");
-    let (agents, commits) = if is_bench {
-        (10_000, 10_000)
-    } else {
-        (300, 120)
+    let latency = latency()?;
+    let (agents, commits) = match (is_bench, latency) {
+        (true, None) => (10_000, 10_000),
+        (true, Some(_)) => (10_000, 1_000),
+        (false, _) => (300, 120),
     };
     let directory = tempfile::tempdir()?;
-    let catalog = Catalog::open(&CatalogConfig::local(directory.path())).await?;
+    let catalog = match latency {
+        None => Catalog::open(&CatalogConfig::local(directory.path())).await?,
+        Some(latency) => slow_store::catalog(directory.path(), latency)?,
+    };
     catalog.ensure(&schema::raw_events()).await?;
     catalog.ensure(&schema::raw_quarantine()).await?;
     let stop = CancellationToken::new();
@@ -182,6 +189,18 @@ async fn main() -> Result<()> {
     stop.cancel();
     committer.abort();
     Ok(())
+}
+
+/// Returns the wait of `--latency-ms`.
+fn latency() -> Result<Option<Duration>> {
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--latency-ms");
+    match (arguments.next(), arguments.next()) {
+        (None, _) => Ok(None),
+        (Some(_), value) => {
+            let value = value.context("--latency-ms wants a number")?;
+            Ok(Some(Duration::from_millis(value.parse()?)))
+        }
+    }
 }
 
 fn uuid(chance: &mut StdRng) -> String {
