@@ -36,7 +36,7 @@ impl Log for Sequencer {
             record: event,
             fingerprint: None,
         };
-        Self::append(self, vec![entry])
+        Self::append(self, vec![entry], None)
             .await
             .expect("the bench disk has room");
     }

@@ -137,7 +137,7 @@ async fn post(process: &Process, ids: &[String]) {
 async fn run(site: &Site, base: &Base, number: usize, mut random: StdRng, sums: &mut Sums) {
     let directory = site.path(&format!("buffer-{number}"));
     copy_directory(&base.site.buffer(), &directory);
-    let breaks_sector = number % SECTOR_EACH == 0;
+    let breaks_sector = number.is_multiple_of(SECTOR_EACH);
     let damage = damage(&directory, breaks_sector, &mut random);
     let tables = Arc::new(Mutex::new(Tables {
         events: base.tables.events.clone(),

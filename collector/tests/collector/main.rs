@@ -18,16 +18,16 @@ mod postgres;
 #[allow(dead_code, reason = "the benches use all of it")]
 mod program;
 mod quarantine;
-mod s3;
-#[path = "../../../tables/tests/s3/server.rs"]
-#[allow(dead_code, reason = "other tests use the rest of it")]
-mod s3_server;
 #[path = "../../../tables/tests/tables/relay.rs"]
 #[allow(dead_code, reason = "the tests of the tables use all of it")]
 mod relay;
 mod rest;
 #[path = "../../../tables/tests/tables/rest_server.rs"]
 mod rest_server;
+mod s3;
+#[path = "../../../tables/tests/s3/server.rs"]
+#[allow(dead_code, reason = "other tests use the rest of it")]
+mod s3_server;
 mod suite;
 mod world;
 

@@ -50,18 +50,10 @@ macro_rules! every_promise_on {
                 a_graceful_stop_commits_and_acks_what_is_staged,
             }
         }
-
-        mod rest {
-            $(
-                #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-                async fn $promise() {
-                    super::promises::$promise(super::World::on_rest()).await;
-                }
-            )*
-        }
     };
 }
 
 every_promise_on!(sqlite, World::new());
 every_promise_on!(postgres, World::on_postgres().await);
+every_promise_on!(rest, World::on_rest());
 every_promise_on!(s3, World::on_s3());

@@ -212,7 +212,7 @@ fn every_planned_event_occurs_with_its_required_properties() {
             .get(&*name)
             .unwrap_or_else(|| panic!("unplanned `{name}`"));
         for property in *required {
-            let value = event.properties.get(*property);
+            let value = event.properties.get(property);
             assert!(
                 value.is_some_and(|v| *v != Value::Null),
                 "`{name}` without `{property}`"
@@ -278,7 +278,7 @@ fn ids_in_the_events_are_those_of_the_operational_database() {
     for (company, event) in good_events() {
         let company = DESK.world.companies[company].profile.id.to_owned();
         for (property, known) in &known {
-            if let Some(id) = event.properties.get(*property).and_then(|id| id.as_str()) {
+            if let Some(id) = event.properties.get(property).and_then(|id| id.as_str()) {
                 let id = (company.clone(), id.to_owned());
                 assert!(known.contains(&id), "{property} {id:?} is in no table");
                 if event.name.as_deref() == Some("Conversation Started")

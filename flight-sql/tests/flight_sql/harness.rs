@@ -60,7 +60,10 @@ impl Server {
         Self::start_configured(|config| change(&mut config.limits), clock).await
     }
 
-    pub(crate) async fn start_configured(change: impl FnOnce(&mut Config), clock: SharedClock) -> Self {
+    pub(crate) async fn start_configured(
+        change: impl FnOnce(&mut Config),
+        clock: SharedClock,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];

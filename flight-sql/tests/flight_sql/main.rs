@@ -9,12 +9,12 @@ mod lifecycle;
 mod metadata;
 mod parameters;
 mod read_only;
+#[path = "../../../tables/tests/tables/rest_server.rs"]
+#[allow(dead_code, reason = "other tests kill it")]
+mod rest_server;
 mod s3;
 #[path = "../../../tables/tests/s3/server.rs"]
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod s3_server;
-#[path = "../../../tables/tests/tables/rest_server.rs"]
-#[allow(dead_code, reason = "other tests kill it")]
-mod rest_server;
 mod snapshots;
 mod statements;

@@ -228,6 +228,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::catalog::METADATA_GZIP_LEVEL;
 
     fn agents() -> impl Strategy<Value = Agents> {
         let epochs = prop::collection::btree_map(any::<u64>(), any::<u64>(), 1..4);

@@ -13,13 +13,13 @@ mod lake;
 mod opening;
 mod postgres;
 mod pyiceberg;
+mod relay;
+mod rest;
+mod rest_server;
 mod s3;
 #[path = "../s3/server.rs"]
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod s3_server;
-mod relay;
-mod rest;
-mod rest_server;
 mod schemas;
 mod times;
 mod watermarks;

@@ -8,9 +8,9 @@ mod failures;
 mod metrics;
 mod postgres;
 mod reports;
+#[path = "../../../tables/tests/tables/rest_server.rs"]
+mod rest_server;
 mod s3;
 #[path = "../../../tables/tests/s3/server.rs"]
 mod s3_server;
-#[path = "../../../tables/tests/tables/rest_server.rs"]
-mod rest_server;
 mod world;
