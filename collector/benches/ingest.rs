@@ -276,9 +276,16 @@ async fn full_staging() -> Result<f64> {
         let (header, body) = wire_batch(program::EPOCH, first, count, first);
         for agent in &agents {
             let (agent, header, body) = (Arc::clone(agent), header.clone(), body.clone());
-            sent.push(tokio::spawn(
-                async move { agent.send(&header, &body).await },
-            ));
+            sent.push(tokio::spawn(async move {
+                loop {
+                    // One that came too early comes again, as an agent's does.
+                    let reply = agent.send(&header, &body).await?;
+                    let BatchReply::Retry { after_ms, .. } = reply else {
+                        return anyhow::Ok(reply);
+                    };
+                    tokio::time::sleep(Duration::from_millis(after_ms)).await;
+                }
+            }));
         }
     }
     let wanted = (2 * fit * u64::from(count)) as f64;

@@ -1,8 +1,7 @@
-//! A catalog whose files answer late, as a store over a network does: local files, and a wait before
-//! each request.
+//! A catalog whose files answer late, as a store over a network does: they are in memory, and each request
+//! waits.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,17 +10,16 @@ use headwater_service::clock::{Clock, SystemClock};
 use headwater_tables::catalog::{Catalog, CatalogError, Heads, Parts, Swap};
 use headwater_tables::name::TableName;
 use headwater_tables::store::Store;
-use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
 use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use parking_lot::Mutex;
 
 /// The bucket that the files seem to be in.
 const BUCKET: &str = "s3://bench";
 
-/// Returns a catalog of files below `directory` of which each request takes `latency` longer. Its heads are in
-/// memory: a real catalog adds its own round trip.
-pub(crate) fn catalog(directory: &Path, latency: Duration) -> anyhow::Result<Catalog> {
-    let files = LocalFileSystem::new_with_prefix(directory)?;
+/// Returns a catalog of files of which each request takes `latency`. Its heads are in memory, too: a real
+/// catalog adds its own round trip.
+pub(crate) fn catalog(latency: Duration) -> Catalog {
     let wait = ThrottleConfig {
         wait_delete_per_call: latency,
         wait_get_per_call: latency,
@@ -30,21 +28,21 @@ pub(crate) fn catalog(directory: &Path, latency: Duration) -> anyhow::Result<Cat
         wait_put_per_call: latency,
         ..ThrottleConfig::default()
     };
-    let store = Store::new(BUCKET, Arc::new(ThrottledStore::new(files, wait)));
-    Ok(Catalog::assemble(Parts {
-        heads: Arc::new(InMemory::default()),
+    let store = Store::new(BUCKET, Arc::new(ThrottledStore::new(InMemory::new(), wait)));
+    Catalog::assemble(Parts {
+        heads: Arc::new(LocalHeads::default()),
         warehouse: format!("{BUCKET}/warehouse"),
         file_io: store.file_io(),
         now: Arc::new(|| SystemClock.now()),
-    }))
+    })
 }
 
 /// The heads of one process.
 #[derive(Default)]
-struct InMemory(Mutex<BTreeMap<TableName, String>>);
+struct LocalHeads(Mutex<BTreeMap<TableName, String>>);
 
 #[async_trait]
-impl Heads for InMemory {
+impl Heads for LocalHeads {
     async fn all(&self) -> Result<Vec<(TableName, String)>, CatalogError> {
         Ok(self.0.lock().clone().into_iter().collect())
     }
