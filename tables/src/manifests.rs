@@ -2,7 +2,8 @@
 //!
 //! Place on the event's path: the inner half of a commit. Promise: a file that is not named in the
 //! change stays live with the sequence numbers it had, and a table never has many more small
-//! manifests than [`MERGE_COUNT_DEFAULT`].
+//! manifests than [`MERGE_COUNT_DEFAULT`]. A merge leaves out what outweighs all the rest, so each file's
+//! entry is written again only as often as its manifest doubles.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -139,7 +140,11 @@ impl<'a> Manifests<'a> {
         if live.iter().filter(|manifest| is_small(manifest)).count() < count_min {
             return Ok(live);
         }
-        let (small, mut merged): (Vec<_>, Vec<_>) = live.into_iter().partition(is_small);
+        let sizes = live.iter().filter(|manifest| is_small(manifest));
+        let largest = largest_to_merge(sizes.map(live_files).collect());
+        let (small, mut merged): (Vec<_>, Vec<_>) = live
+            .into_iter()
+            .partition(|manifest| is_small(manifest) && live_files(manifest) <= largest);
         let (schema, spec) = (metadata.current_schema(), metadata.default_partition_spec());
         let base = self.base;
         let mut loaded = std::pin::pin!(load(base, &small));
@@ -234,6 +239,27 @@ impl<'a> Manifests<'a> {
     }
 }
 
+/// Returns how many live files the manifest lists.
+fn live_files(manifest: &ManifestFile) -> u64 {
+    let counts = [manifest.added_files_count, manifest.existing_files_count];
+    counts.into_iter().flatten().map(u64::from).sum()
+}
+
+/// Returns the size, in live files, up to which manifests take part in a merge. Those that each list more
+/// files than all smaller ones together do not: to write a large one again for the sake of a few small
+/// ones would make one commit in a hundred many times as slow as the others.
+fn largest_to_merge(mut sizes: Vec<u64>) -> u64 {
+    sizes.sort_unstable();
+    let mut smaller: u64 = sizes.iter().sum();
+    while let Some(largest) = sizes.pop() {
+        smaller -= largest;
+        if largest <= smaller {
+            return largest;
+        }
+    }
+    0
+}
+
 fn keep(writer: &mut ManifestWriter, entry: &ManifestEntry) -> Result<(), Error> {
     let (snapshot_id, sequence) = origin(entry)?;
     let file = entry.data_file().clone();
@@ -255,4 +281,24 @@ fn origin(entry: &ManifestEntry) -> Result<(i64, i64), Error> {
             let message = format!("entry of `{}` has no sequence number", entry.file_path());
             Error::new(iceberg::ErrorKind::DataInvalid, message)
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_outweighs_the_rest_is_not_merged() {
+        let cases: [(&[u64], u64); 6] = [
+            (&[], 0),
+            (&[5], 0),
+            (&[5, 5], 5),
+            (&[1, 1, 1, 3], 3),
+            (&[1, 1, 1, 4, 9], 1),
+            (&[1, 2, 4, 8], 0),
+        ];
+        for (sizes, largest) in cases {
+            assert_eq!(largest_to_merge(sizes.to_vec()), largest, "{sizes:?}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! A table that is committed to for a long time does not make each commit dearer.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use headwater_tables::{Change, write};
@@ -54,6 +55,27 @@ async fn manifests_snapshots_and_metadata_files_stay_bounded() {
     let metadata = lake.directory.path().join("warehouse/raw/small/metadata");
     // 50 old ones and the head.
     assert_eq!(count(&metadata, ".metadata.json"), 51);
+}
+
+#[tokio::test]
+async fn an_entry_is_not_written_again_with_every_merge() {
+    const COMMITS: i64 = 60;
+    let lake = Lake::new().await;
+    let spec = spec().with_property("commit.manifest.min-count-to-merge", "4");
+    let mut head = lake.catalog.ensure(&spec).await.unwrap();
+    let mut largest = BTreeSet::new();
+    for id in 0..COMMITS {
+        head = lake.append(&head, &[(id, TODAY)]).await;
+        let snapshot = head.metadata().current_snapshot().unwrap();
+        let list = head.manifest_list_reader(snapshot).load().await.unwrap();
+        let manifests = list.entries().iter();
+        let manifest = manifests.max_by_key(|it| (it.existing_files_count, &it.manifest_path));
+        largest.insert(manifest.unwrap().manifest_path.clone());
+    }
+    assert_eq!(ids(&head).await, (0..COMMITS).collect::<Vec<_>>());
+    // Twenty merges, each of which would write the largest again.
+    let written = largest.len();
+    assert!((3..=12).contains(&written), "written {written} times");
 }
 
 fn count(directory: &Path, suffix: &str) -> usize {
