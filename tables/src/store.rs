@@ -23,6 +23,7 @@ mod upload;
 use std::fmt;
 use std::path::{Path as LocalPath, PathBuf};
 use std::sync::Arc;
+#[cfg(feature = "query")]
 use std::sync::atomic::{AtomicI64, Ordering};
 
 pub use config::S3Config;
@@ -45,6 +46,7 @@ pub struct Store {
     part_bytes: usize,
     parts_max: usize,
     /// Tells this store from all others of the process.
+    #[cfg(feature = "query")]
     number: i64,
 }
 
@@ -63,12 +65,14 @@ impl Store {
     }
 
     fn bounded(root: &str, inner: Arc<dyn ObjectStore>, config: &S3Config) -> Self {
+        #[cfg(feature = "query")]
         static NUMBERS: AtomicI64 = AtomicI64::new(1);
         Self {
             root: root.trim_end_matches('/').into(),
             inner: Arc::new(Measured::new(inner, config.requests_max)),
             part_bytes: usize::try_from(config.part_bytes).unwrap_or(usize::MAX),
             parts_max: config.parts_max,
+            #[cfg(feature = "query")]
             number: NUMBERS.fetch_add(1, Ordering::Relaxed),
         }
     }
