@@ -5,11 +5,15 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{OnceLock, mpsc};
+use std::time::Duration;
 
 use tempfile::TempDir;
+
+/// A Java program on a machine with a lot to do.
+const STARTS_WITHIN: Duration = Duration::from_secs(120);
 
 /// A server, stopped like a crash when it is dropped.
 pub(crate) struct RestServer {
@@ -51,10 +55,8 @@ impl RestServer {
             .stdout(Stdio::piped())
             .spawn()
             .expect("java runs; `cargo xtask test` installs it");
-        let mut line = String::new();
         let output = process.stdout.take().unwrap();
-        BufReader::new(output).read_line(&mut line).unwrap();
-        self.port = line.trim().parse().expect("the server says its port");
+        self.port = port_said(output);
         self.process = Some(process);
     }
 
@@ -80,6 +82,20 @@ impl Drop for RestServer {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Returns the port that the server says once it listens.
+fn port_said(output: ChildStdout) -> u16 {
+    let (say, said) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let read = BufReader::new(output).read_line(&mut line);
+        // Nobody listens any more when it came too late.
+        say.send(read.map(|_| line)).ok();
+    });
+    let line = said.recv_timeout(STARTS_WITHIN);
+    let line = line.expect("the server starts within its bound").unwrap();
+    line.trim().parse().expect("the server says its port")
 }
 
 /// Returns the address of a new catalog of the server that the tests of this binary share.
