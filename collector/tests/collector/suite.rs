@@ -57,3 +57,4 @@ every_promise_on!(sqlite, World::new());
 every_promise_on!(postgres, World::on_postgres().await);
 every_promise_on!(rest, World::on_rest());
 every_promise_on!(s3, World::on_s3());
+every_promise_on!(postgres_and_s3, World::on_postgres_and_s3().await);

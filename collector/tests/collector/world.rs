@@ -84,6 +84,13 @@ impl World {
         world
     }
 
+    /// What an installation of several machines has: PostgreSQL, and a bucket.
+    pub(crate) async fn on_postgres_and_s3() -> Self {
+        let mut world = Self::on_s3();
+        world.catalog.uri = postgres::schema().await;
+        world
+    }
+
     /// Returns the S3 service of a world that has one.
     pub(crate) fn s3(&mut self) -> &mut S3 {
         self.s3.as_mut().unwrap()
