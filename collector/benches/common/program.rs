@@ -27,11 +27,11 @@ const TICKS: f64 = 100.0;
 
 /// A running collector with its certificates, catalog and warehouse.
 pub(crate) struct Program {
-    directory: TempDir,
+    pub(crate) directory: TempDir,
     issuer: Issuer<'static, KeyPair>,
-    child: Child,
+    pub(crate) child: Child,
     quic: SocketAddr,
-    admin: SocketAddr,
+    pub(crate) admin: SocketAddr,
     endpoint: Endpoint,
 }
 

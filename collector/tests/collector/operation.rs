@@ -4,11 +4,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use headwater_collector::commit::NoHook;
+use headwater_protocol::{BatchHeader, Codec, batch};
+use headwater_tables::CatalogConfig;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::hostile::PATIENCE;
-use crate::world::{World, acked, is_bad, mixed};
+use crate::program::{self, Program};
+use crate::world::{World, acked, debatable, is_bad, mixed};
 
 /// Asks the admin endpoint and returns status line, head and body.
 pub(crate) async fn get(admin: SocketAddr, path: &str) -> String {
@@ -98,4 +102,53 @@ async fn commits_show_freshness_reasons_companies_and_who_is_behind() {
     let text = get(admin, "/metrics").await;
     assert!(!text.contains("agent-behind"), "it has caught up");
     collector.stop().await;
+}
+
+/// The program itself, and the signal that operators send.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signal_brings_a_new_plan_and_ends_no_session() {
+    let mut world = World::new();
+    let plan = world.path("plan");
+    std::fs::create_dir(&plan).unwrap();
+    let say = |text: &str| std::fs::write(plan.join("signed_in.json"), text).unwrap();
+    let mode = |mode: &str| {
+        say(&format!(
+            r#"{{"event":"Signed In","version":1,"mode":"{mode}","schema":{{"required":["method"]}}}}"#
+        ));
+    };
+    mode("note");
+    let settings = format!(
+        "[plan]\ndirectory = {:?}\n[commit]\ninterval_ms = 20\n",
+        plan.display().to_string()
+    );
+    let program = Program::start(&settings).await.unwrap();
+    world.catalog = CatalogConfig::local(program.directory.path());
+    let agent = program.agent("agent-1").await.unwrap();
+    let send = async |sequence: u64| {
+        let body = debatable(sequence, true).encode();
+        let header = BatchHeader {
+            epoch: program::EPOCH,
+            first_sequence: sequence,
+            count: 1,
+            codec: Codec::Zstd,
+            body_bytes: body.len() as u64,
+        };
+        let reply = agent.send(&header, &batch::compress(&body).unwrap()).await;
+        assert_eq!(acked(reply.ok()), sequence);
+    };
+    let reloaded = async |result: &str| {
+        let id = Pid::from_child(&program.child);
+        kill_process(id, Signal::HUP).unwrap();
+        let counted = format!("collector_plan_reloads_total{{result=\"{result}\"}} 1\n");
+        until(program.admin, "/metrics", &counted).await;
+    };
+    send(1).await;
+    mode("quarantine");
+    reloaded("applied").await;
+    send(2).await;
+    say("{");
+    reloaded("invalid").await;
+    send(3).await;
+    world.assert_events("agent-1", 1..=1).await;
+    world.assert_quarantine("agent-1", 2..=3).await;
 }
