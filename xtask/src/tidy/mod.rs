@@ -1,5 +1,5 @@
 //! `cargo xtask tidy`: what compilers do not check. Each check is a pure function from files or
-//! manifests to violations, so that its tests need no checkout.
+//! manifests to violations, so that its tests need no checkout; but git says whether a patch applies.
 
 mod dependencies;
 mod documents;
@@ -78,6 +78,10 @@ pub(crate) fn run(project: &Project) -> Result<()> {
         ),
         ("no test is left out", sources::ignored_tests(&files)),
         ("no test sleeps", sources::sleeping_tests(&files)),
+        (
+            "faults made on purpose fit the code as it is",
+            patches_that_do_not_fit(project, &files)?,
+        ),
     ];
     let mut violations = 0;
     for (name, found) in checks {
@@ -97,6 +101,26 @@ pub(crate) fn run(project: &Project) -> Result<()> {
         bail!("tidy found {violations} things out of order, listed above");
     }
     Ok(())
+}
+
+/// Returns the patches of `sim/mutations/` that do not apply any more.
+fn patches_that_do_not_fit(project: &Project, files: &[SourceFile]) -> Result<Vec<Violation>> {
+    let mut found = Vec::new();
+    let patches = files.iter().filter(|file| file.path.ends_with(".patch"));
+    for patch in patches {
+        let output = Command::new("git")
+            .args(["apply", "--check", &patch.path])
+            .current_dir(&project.root)
+            .output()
+            .context("cannot run `git apply`")?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let first = said.lines().next().unwrap_or_default();
+            let message = format!("does not apply, make it again: {first}");
+            found.push(Violation::new(&patch.path, message));
+        }
+    }
+    Ok(found)
 }
 
 /// Reads all files that are in git or would be with the next `git add`.
