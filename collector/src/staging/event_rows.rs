@@ -8,21 +8,22 @@ use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
 
 use arrow::array::{
-    ArrayRef, BooleanBuilder, FixedSizeBinaryBuilder, Float64Builder, Int32Builder, Int64Builder,
-    ListBuilder, StringBuilder, TimestampMicrosecondBuilder,
+    ArrayRef, FixedSizeBinaryBuilder, Int32Builder, Int64Builder, ListBuilder, StringBuilder,
+    TimestampMicrosecondBuilder,
 };
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 use headwater_protocol::json::{Object, Value};
 use headwater_protocol::{Event, EventType, Record, Sequence};
-use headwater_tables::promoted::{ColumnType, Promoted, Scalar};
+use headwater_tables::promoted::Promoted;
 
 use super::actor::Actor;
+use super::promoted_column::PromotedColumn;
 use super::time_rule::{Observed, is_representable, resolve};
 use super::{BatchOrigin, actor};
+use crate::plan::Judgement;
 use crate::plan::schema::Violation;
-use crate::plan::{Judgement, scalar};
 
 /// Events above this size are flagged `large`: Segment's own limit, in bytes.
 const LARGE_BYTES: usize = 32 * 1024;
@@ -147,7 +148,7 @@ pub(crate) struct EventRows {
     agent_id: StringBuilder,
     epoch: Int64Builder,
     sequence: Int64Builder,
-    by_plan: Vec<PlannedColumn>,
+    by_plan: Vec<PromotedColumn>,
 }
 
 /// Properties with a column of their own and of the same name.
@@ -205,7 +206,7 @@ impl EventRows {
             agent_id: StringBuilder::new(),
             epoch: Int64Builder::new(),
             sequence: Int64Builder::new(),
-            by_plan: by_plan.iter().map(PlannedColumn::new).collect(),
+            by_plan: by_plan.iter().map(PromotedColumn::new).collect(),
         }
     }
 
@@ -411,8 +412,9 @@ impl EventRows {
         }
         let mut fields = SCHEMA.fields().to_vec();
         for column in self.by_plan {
-            fields.push(Arc::new(column.field));
-            columns.push(column.values.finish());
+            let (field, values) = column.finish();
+            fields.push(Arc::new(field));
+            columns.push(values);
         }
         RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
     }
@@ -429,58 +431,6 @@ fn push_list<T: AsRef<str>>(
         any = true;
     }
     builder.append(any);
-}
-
-/// A property that the plan promotes.
-#[derive(Debug)]
-struct PlannedColumn {
-    field: Field,
-    values: PlannedValues,
-}
-
-#[derive(Debug)]
-enum PlannedValues {
-    String(StringBuilder),
-    Long(Int64Builder),
-    Double(Float64Builder),
-    Boolean(BooleanBuilder),
-}
-
-impl PlannedColumn {
-    fn new(promoted: &Promoted) -> Self {
-        let data_type = promoted.column_type.data_type();
-        Self {
-            field: Field::new(&promoted.name, data_type, true),
-            values: match promoted.column_type {
-                ColumnType::String => PlannedValues::String(StringBuilder::new()),
-                ColumnType::Long => PlannedValues::Long(Int64Builder::new()),
-                ColumnType::Double => PlannedValues::Double(Float64Builder::new()),
-                ColumnType::Boolean => PlannedValues::Boolean(BooleanBuilder::new()),
-            },
-        }
-    }
-
-    /// Adds the value of an event; null where it has none or one of another type.
-    fn push(&mut self, event: &Event<'_>) {
-        let value = event.properties.get(self.field.name()).map(scalar);
-        match &mut self.values {
-            PlannedValues::String(values) => values.append_option(value.and_then(Scalar::text)),
-            PlannedValues::Long(values) => values.append_option(value.and_then(Scalar::long)),
-            PlannedValues::Double(values) => values.append_option(value.and_then(Scalar::double)),
-            PlannedValues::Boolean(values) => values.append_option(value.and_then(Scalar::boolean)),
-        }
-    }
-}
-
-impl PlannedValues {
-    fn finish(self) -> ArrayRef {
-        match self {
-            Self::String(mut values) => Arc::new(values.finish()),
-            Self::Long(mut values) => Arc::new(values.finish()),
-            Self::Double(mut values) => Arc::new(values.finish()),
-            Self::Boolean(mut values) => Arc::new(values.finish()),
-        }
-    }
 }
 
 /// An admin's own event is about that admin, a contact's about that contact.
