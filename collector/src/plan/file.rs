@@ -34,6 +34,8 @@ pub enum Mode {
     /// It is stored, and what is wrong is noted in its row.
     #[default]
     Note,
+    /// It is stored without the properties that are at fault, and they are noted in its row.
+    Omit,
     /// It goes to `raw.quarantine`.
     Quarantine,
 }

@@ -11,6 +11,7 @@ mod format;
 pub mod live;
 pub mod schema;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -24,11 +25,11 @@ use sha2::{Digest, Sha256};
 use crate::staging::actor::Causer;
 use file::{COMMON_FILE, CommonFile, EventFile, Text};
 pub use file::{Mode, PlanError};
-use schema::{Schema, Violation};
+use schema::{Found, Look, Schema, VIOLATIONS_MAX, Violation};
 
 /// Raised when the code judges an event differently under the same files, so that collectors of both
 /// versions never decide the same event differently unnoticed.
-const JUDGEMENT_VERSION: u8 = 2;
+const JUDGEMENT_VERSION: u8 = 3;
 
 /// Version of events that no plan speaks of.
 pub const UNPLANNED: i32 = 0;
@@ -68,8 +69,24 @@ pub struct Judgement<'a> {
     pub violations: Vec<Violation>,
     /// Whether it has properties that its schema does not know.
     pub has_unplanned_properties: bool,
+    /// Properties that must not be stored.
+    pub omitted: Vec<String>,
     /// Why it must not be stored.
     pub quarantine: Option<Blocked>,
+}
+
+impl Judgement<'_> {
+    /// Returns the event as it is stored: without what the plan omits. A copy only where there is some.
+    pub fn stored<'e, 'b>(&self, event: &'e Event<'b>) -> Cow<'e, Event<'b>> {
+        if self.omitted.is_empty() {
+            return Cow::Borrowed(event);
+        }
+        let mut stored = event.clone();
+        for property in &self.omitted {
+            stored.forget(property);
+        }
+        Cow::Owned(stored)
+    }
 }
 
 /// Why the plan keeps an event from being stored.
@@ -118,6 +135,10 @@ impl Plan {
         if let Some((name, text)) = files.iter().find(|(name, _)| name == COMMON_FILE) {
             let (parsed, value) = file::parse::<CommonFile>(name, text)?;
             unplanned_events = parsed.unplanned_events;
+            if unplanned_events == Mode::Omit {
+                let reason = "must be `allow`, `note` or `quarantine`: where no schema speaks, no property is at fault";
+                return Err(PlanError::file(name, "$.unplanned_events", reason));
+            }
             common = parsed;
             update(&mut digest, &value);
         }
@@ -195,6 +216,7 @@ impl Plan {
             version: UNPLANNED,
             violations: Vec::new(),
             has_unplanned_properties: false,
+            omitted: Vec::new(),
             quarantine: None,
         };
         if event.event_type != EventType::Track {
@@ -215,25 +237,29 @@ impl Plan {
         if planned.mode == Mode::Allow {
             return judgement;
         }
-        let found = planned.schema.check(&event.properties, "$.properties");
+        let found = planned.check(event);
         judgement.violations = found.violations;
         judgement.has_unplanned_properties = found.has_unplanned;
+        judgement.omitted = found.at_fault;
         let is_blocked = planned.mode == Mode::Quarantine && !judgement.violations.is_empty();
         judgement.quarantine = is_blocked.then_some(Blocked::SchemaViolation);
-        // A column that stays empty is noted, and is no reason to keep an event out.
-        self.note_promoted(event, &mut judgement.violations);
+        // A column that stays empty is noted, and is no reason to keep an event or a property out.
+        self.note_promoted(event, &mut judgement);
         judgement
     }
 
-    fn note_promoted(&self, event: &Event<'_>, violations: &mut Vec<Violation>) {
+    fn note_promoted(&self, event: &Event<'_>, judgement: &mut Judgement<'_>) {
         for Promoted { name, column_type } in &self.promoted {
             let value = event.properties.get(name);
             let Some(value) = value.filter(|value| !column_type.holds(scalar(value))) else {
                 continue;
             };
             let path = format!("$.properties.{name}");
-            if violations.iter().all(|violation| violation.path != path) {
-                violations.push(Violation {
+            let noted = &mut judgement.violations;
+            let is_noted = noted.iter().any(|violation| violation.path == path);
+            let is_omitted = judgement.omitted.contains(name);
+            if !is_noted && !is_omitted && noted.len() < VIOLATIONS_MAX {
+                noted.push(Violation {
                     path,
                     keyword: "promote",
                     expected: column_type.as_str().to_owned(),
@@ -305,6 +331,14 @@ impl Planned {
             mode: parsed.mode,
             schema,
         })
+    }
+
+    fn check(&self, event: &Event<'_>) -> Found {
+        let look = match self.mode {
+            Mode::Omit => Look::AtAll,
+            Mode::Allow | Mode::Note | Mode::Quarantine => Look::UntilFull,
+        };
+        self.schema.check(&event.properties, "$.properties", look)
     }
 }
 

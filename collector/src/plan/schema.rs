@@ -12,7 +12,7 @@ use serde_json::{Map, Number, Value as Json};
 
 use super::format;
 
-/// Violations that are noted of one event; the rest of it is not looked at.
+/// Violations that are noted of one event.
 pub(crate) const VIOLATIONS_MAX: usize = 16;
 
 /// How deep schemas may be nested.
@@ -339,15 +339,18 @@ impl Schema {
     }
 
     /// Returns what of `object`, whose path is `path`, is not as the schema says; at most
-    /// [`VIOLATIONS_MAX`].
-    pub(crate) fn check(&self, object: &Object<'_>, path: &str) -> Found {
-        let mut found = Found::default();
+    /// [`VIOLATIONS_MAX`] violations.
+    pub(crate) fn check(&self, object: &Object<'_>, path: &str, look: Look) -> Found {
+        let mut found = Found {
+            look,
+            ..Found::default()
+        };
         self.check_object(object, &Path::Root(path), &mut found);
         found
     }
 
     fn check_value(&self, value: &Value<'_>, path: &Path<'_>, found: &mut Found) {
-        if found.is_full() {
+        if found.is_done() {
             return;
         }
         let actual = Types::of(value);
@@ -408,6 +411,7 @@ impl Schema {
         let mut known = self.properties.iter().peekable();
         for (name, value) in object.iter() {
             while known.next_if(|(it, _)| it.as_str() < name).is_some() {}
+            let before = found.broken;
             match (known.next_if(|(it, _)| *it == name), &self.additional) {
                 (Some((name, schema)), _) => {
                     schema.check_value(value, &Path::Property(path, name), found);
@@ -422,6 +426,9 @@ impl Schema {
                 (None, Some(Additional::Like(schema))) => {
                     schema.check_value(value, &Path::Property(path, "*"), found);
                 }
+            }
+            if matches!(path, Path::Root(_)) && found.broken > before {
+                found.blame(name);
             }
         }
     }
@@ -496,6 +503,16 @@ impl std::fmt::Display for Path<'_> {
     }
 }
 
+/// How much of an event is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Look {
+    /// Enough to note [`VIOLATIONS_MAX`] violations; the rest is passed over.
+    #[default]
+    UntilFull,
+    /// All of it, so that no property at fault is passed over.
+    AtAll,
+}
+
 /// What a check has found.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
@@ -503,11 +520,27 @@ pub(crate) struct Found {
     pub(crate) violations: Vec<Violation>,
     /// Whether the object has properties that the schema does not speak of.
     pub(crate) has_unplanned: bool,
+    /// The object's own properties in which something is not as the schema says, noted or not; known
+    /// after [`Look::AtAll`] only.
+    pub(crate) at_fault: Vec<String>,
+    look: Look,
+    /// Violations, with those that are not noted.
+    broken: usize,
 }
 
 impl Found {
     fn is_full(&self) -> bool {
         self.violations.len() >= VIOLATIONS_MAX
+    }
+
+    fn is_done(&self) -> bool {
+        self.look == Look::UntilFull && self.is_full()
+    }
+
+    fn blame(&mut self, property: &str) {
+        if self.look == Look::AtAll {
+            self.at_fault.push(property.to_owned());
+        }
     }
 
     fn add(
@@ -517,6 +550,7 @@ impl Found {
         expected: impl FnOnce() -> String,
         actual_type: &'static str,
     ) {
+        self.broken += 1;
         if self.is_full() {
             return;
         }
@@ -539,7 +573,8 @@ mod tests {
         let schema = Schema::compile(&json!({"properties": {"x": schema}}), "$").unwrap();
         let text = json!({"x": x}).to_string();
         let event = Value::parse(text.as_bytes()).unwrap();
-        schema.check(event.as_object().unwrap(), path).violations
+        let found = schema.check(event.as_object().unwrap(), path, Look::UntilFull);
+        found.violations
     }
 
     fn broken(schema: &Json, value: &Json) -> Vec<String> {
@@ -671,6 +706,81 @@ mod tests {
         let schema = json!({"items": {"type": "string"}});
         let value = Json::from(vec![1; 1000]);
         assert_eq!(broken(&schema, &value).len(), VIOLATIONS_MAX);
+    }
+
+    /// The properties at fault of `event`, and the violations that are noted.
+    fn at_fault(schema: &Json, event: &Json) -> (Vec<String>, Vec<String>) {
+        let schema = Schema::compile(schema, "$").unwrap();
+        let text = event.to_string();
+        let event = Value::parse(text.as_bytes()).unwrap();
+        let found = schema.check(event.as_object().unwrap(), "$", Look::AtAll);
+        let noted = found.violations.iter().map(Violation::short).collect();
+        (found.at_fault, noted)
+    }
+
+    #[test]
+    fn a_property_is_at_fault_for_whatever_is_wrong_in_it() {
+        let integer = json!({"type": "integer"});
+        let deep = json!({"properties": {"a": {"items": {"properties": {"b": integer}}}}});
+        let cases = [
+            (
+                json!({"properties": {"x": integer}}),
+                json!({"x": 1, "y": "z"}),
+                vec![],
+            ),
+            (
+                json!({"properties": {"x": integer}}),
+                json!({"x": "1", "y": "z"}),
+                vec!["x"],
+            ),
+            (
+                deep,
+                json!({"a": [{"b": 1}, {"b": "1"}], "b": "1"}),
+                vec!["a"],
+            ),
+            (
+                json!({"properties": {"a": {"required": ["b"]}}}),
+                json!({"a": {"c": 1}}),
+                vec!["a"],
+            ),
+            (
+                json!({"properties": {"a": {"additionalProperties": false}}}),
+                json!({"a": {"c": 1}}),
+                vec!["a"],
+            ),
+            // What is missing is in no property.
+            (json!({"required": ["x"]}), json!({"y": 1}), vec![]),
+            (
+                json!({"properties": {"x": integer}, "additionalProperties": false}),
+                json!({"a": 1, "x": 2, "z": null}),
+                vec!["a", "z"],
+            ),
+            (
+                json!({"additionalProperties": integer}),
+                json!({"a": 1, "b": "2", "c": 3}),
+                vec!["b"],
+            ),
+        ];
+        for (schema, event, expected) in cases {
+            assert_eq!(at_fault(&schema, &event).0, expected, "{schema} {event}");
+        }
+    }
+
+    #[test]
+    fn no_property_at_fault_is_passed_over_however_many_there_are() {
+        let names: Vec<String> = (0..100).map(|n| format!("p{n:03}")).collect();
+        let list = |value: Json| names.iter().map(move |it| (it.clone(), value.clone()));
+        let schema = json!({
+            "properties": Json::Object(list(json!({"items": {"type": "string"}})).collect()),
+            "additionalProperties": false,
+        });
+        let event: Map<String, Json> = list(json!([1, 2, 3])).collect();
+        let mut event = Json::Object(event);
+        event["unplanned"] = json!(1);
+        let (at_fault, noted) = at_fault(&schema, &event);
+        assert_eq!(at_fault.len(), 101);
+        assert_eq!(at_fault[99..], ["p099", "unplanned"]);
+        assert_eq!(noted.len(), VIOLATIONS_MAX);
     }
 
     #[test]

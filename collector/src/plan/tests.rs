@@ -162,6 +162,97 @@ fn modes_allow_note_or_quarantine() {
     }
 }
 
+/// A plan of one event, which omits what is at fault.
+fn omitting(schema: &str, others: &str) -> Plan {
+    let file = format!(r#"{{"event":"A","version":1,"mode":"omit","schema":{schema}{others}}}"#);
+    Plan::of_texts(&[("a.json", &file)]).unwrap()
+}
+
+#[test]
+fn mode_omit_names_what_must_not_be_stored_and_keeps_the_event() {
+    let plan = omitting(
+        r#"{"required":["id"],"properties":{
+            "rating":{"type":"integer","maximum":5},
+            "card":{"properties":{"number":{"maxLength":4}}}}}"#,
+        "",
+    );
+    let cases: [(&str, &[&str], &[&str]); 4] = [
+        (r#"{"id":1,"rating":5,"mood":"good"}"#, &[], &[]),
+        (
+            r#"{"rating":6,"mood":"good"}"#,
+            &["$.properties.id: required", "$.properties.rating: maximum"],
+            &["rating"],
+        ),
+        (r#"{"id":1,"card":{"name":"x","number":"4111"}}"#, &[], &[]),
+        (
+            r#"{"id":1,"card":{"name":"x","number":"4111 1111"}}"#,
+            &["$.properties.card.number: maxLength"],
+            &["card"],
+        ),
+    ];
+    for (properties, expected, omitted) in cases {
+        let sent = track("a", properties);
+        let judgement = plan.judge(&sent);
+        assert_eq!(judgement.quarantine, None);
+        assert_eq!(judgement.version, 1);
+        assert_eq!(judgement.omitted, omitted, "{properties}");
+        assert_eq!(noted(&plan, &sent), expected, "{properties}");
+        let stored = judgement.stored(&sent);
+        let names = |event: &Event<'_>| -> Vec<String> {
+            event
+                .properties
+                .iter()
+                .map(|(name, _)| name.to_owned())
+                .collect()
+        };
+        let mut kept = names(&sent);
+        kept.retain(|name| !omitted.contains(&name.as_str()));
+        assert_eq!(names(&stored), kept);
+        assert_eq!(matches!(stored, Cow::Borrowed(_)), omitted.is_empty());
+    }
+}
+
+#[test]
+fn other_modes_omit_nothing() {
+    for mode in ["allow", "note", "quarantine"] {
+        let file = format!(
+            r#"{{"event":"A","version":1,"mode":"{mode}","schema":{{"additionalProperties":false}}}}"#
+        );
+        let plan = Plan::of_texts(&[("a.json", &file)]).unwrap();
+        let sent = track("a", r#"{"x":1}"#);
+        let judgement = plan.judge(&sent);
+        assert_eq!(judgement.omitted, [""; 0], "{mode}");
+        assert_eq!(*judgement.stored(&sent), sent);
+    }
+}
+
+#[test]
+fn a_value_that_its_column_cannot_hold_is_noted_and_not_omitted() {
+    let promote = r#","promote":{"x":"long","y":"long"}"#;
+    let plan = omitting(r#"{"properties":{"y":{"items":{"type":"null"}}}}"#, promote);
+    let sent = track("a", r#"{"x":"1","y":[1]}"#);
+    let judgement = plan.judge(&sent);
+    assert_eq!(judgement.omitted, ["y"]);
+    // Of what is not there nobody asks why its column is empty.
+    assert_eq!(
+        noted(&plan, &sent),
+        ["$.properties.y[]: type", "$.properties.x: promote"]
+    );
+}
+
+#[test]
+fn at_most_16_violations_are_noted_whatever_is_promoted() {
+    let names: Vec<String> = (0..30).map(|n| format!("p{n}")).collect();
+    let list = |value: &str| {
+        let all = names.iter().map(|name| format!(r#""{name}":{value}"#));
+        format!("{{{}}}", all.collect::<Vec<_>>().join(","))
+    };
+    let promote = format!(r#","promote":{}"#, list(r#""long""#));
+    let plan = omitting("{}", &promote);
+    let sent = track("a", &list(r#""x""#));
+    assert_eq!(noted(&plan, &sent).len(), VIOLATIONS_MAX);
+}
+
 #[test]
 fn the_fingerprint_follows_what_is_said_and_not_how() {
     let one = Plan::of_texts(&[("a.json", r#"{"event":"A","version":1}"#)]).unwrap();
@@ -174,7 +265,14 @@ fn the_fingerprint_follows_what_is_said_and_not_how() {
 #[test]
 fn files_that_cannot_be_a_plan_are_named_with_place_and_reason() {
     let good = r#"{"event":"A","version":1}"#;
-    let cases: [(&[(&str, &str)], &str); 11] = [
+    let cases: [(&[(&str, &str)], &str); 12] = [
+        (
+            &[
+                ("a.json", good),
+                ("plan.json", r#"{"unplanned_events":"omit"}"#),
+            ],
+            "file `plan.json`, `$.unplanned_events`: must be `allow`, `note` or `quarantine`",
+        ),
         (
             &[(
                 "a.json",

@@ -1,8 +1,9 @@
 //! Columns of `raw.events`, filled one event at a time.
 //!
 //! Place on the path: the only map from an event to its columns. Promise: the row carries everything
-//! of the event (`properties`, `context` and `traits` whole, as canonical JSON); a promoted column is
-//! null where the value is missing or of another type.
+//! of the event (`properties`, `context` and `traits` whole, as canonical JSON) but what the tracking
+//! plan omits, which is in no column; a promoted column is null where the value is missing or of
+//! another type.
 
 use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
@@ -210,7 +211,7 @@ impl EventRows {
         }
     }
 
-    /// Adds the row of one event.
+    /// Adds the row of one event, without what the plan omits of it.
     ///
     /// # Errors
     /// Only when the payload hash has another length than its column, which the types exclude.
@@ -221,6 +222,21 @@ impl EventRows {
         record: &Record,
         event: &Event<'_>,
         judgement: &Judgement<'_>,
+    ) -> Result<(), ArrowError> {
+        let stored = judgement.stored(event);
+        let bytes = bytes_of(record, event, &stored);
+        self.push_stored(origin, sequence, record, &stored, judgement, bytes)
+    }
+
+    /// As [`EventRows::push`], for what is left of an event, which has so many `bytes`.
+    fn push_stored(
+        &mut self,
+        origin: &BatchOrigin,
+        sequence: Sequence,
+        record: &Record,
+        event: &Event<'_>,
+        judgement: &Judgement<'_>,
+        bytes: usize,
     ) -> Result<(), ArrowError> {
         self.company_id.append_value(&record.company_id);
         self.source_id.append_value(&record.source_id);
@@ -238,7 +254,7 @@ impl EventRows {
         let event_time = self.push_times(record, event);
         self.push_who(event, judgement);
         self.push_context(record, event);
-        self.push_flags(record, event, event_time, judgement);
+        self.push_flags(record, event, event_time, judgement, bytes);
         push_list(
             &mut self.property_violations,
             judgement.violations.iter().map(Violation::short),
@@ -333,6 +349,7 @@ impl EventRows {
         event: &Event<'_>,
         event_time: i64,
         judgement: &Judgement<'_>,
+        bytes: usize,
     ) {
         let is_bot = user_agent(record, event).is_some_and(|agent| {
             let agent = agent.to_ascii_lowercase();
@@ -345,7 +362,7 @@ impl EventRows {
                 "late",
                 record.received_at.saturating_sub(event_time) > LATE_AFTER,
             ),
-            ("large", record.body.len() > LARGE_BYTES),
+            ("large", bytes > LARGE_BYTES),
             ("bot", is_bot),
             (
                 "time_out_of_range",
@@ -431,6 +448,16 @@ fn push_list<T: AsRef<str>>(
         any = true;
     }
     builder.append(any);
+}
+
+/// Returns how large an event is: its body, less the properties that are not stored.
+fn bytes_of(record: &Record, sent: &Event<'_>, stored: &Cow<'_, Event<'_>>) -> usize {
+    let Cow::Owned(stored) = stored else {
+        return record.body.len();
+    };
+    let bytes = |event: &Event<'_>| event.properties.to_canonical().len();
+    let omitted = bytes(sent).saturating_sub(bytes(stored));
+    record.body.len().saturating_sub(omitted)
 }
 
 /// An admin's own event is about that admin, a contact's about that contact.

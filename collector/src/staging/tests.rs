@@ -262,6 +262,104 @@ fn what_the_plan_keeps_out_is_in_quarantine_with_everything_that_a_replay_needs(
     assert_eq!(payload.as_binary::<i32>().value(0), bad.body.as_slice());
 }
 
+/// Everything that a row says, as text.
+fn everything(rows: &RecordBatch) -> String {
+    let columns = rows.columns().iter().zip(rows.schema_ref().fields());
+    let columns = columns.map(|(column, field)| format!("{field} {column:?}"));
+    columns.collect()
+}
+
+#[test]
+fn what_the_plan_omits_is_in_no_column() {
+    let of_type = |name: &str| format!(r#""{name}":{{"type":"null"}}"#);
+    // Whatever a column, a flag or the actor is derived from.
+    let derived = [
+        "session_id",
+        "contact_id",
+        "admin_id",
+        "team_id",
+        "conversation_id",
+        "part_id",
+        "ticket_id",
+        "channel",
+        "part_type",
+        "page_url",
+        "url",
+        "path",
+        "plan_x",
+        "mood",
+    ];
+    let mut schemas: Vec<String> = derived.iter().map(|name| of_type(name)).collect();
+    schemas.extend(["rating", "actor_type", "is_ai_answer"].map(of_type));
+    let file = format!(
+        r#"{{"event":"E","version":1,"mode":"omit","promote":{{"plan_x":"string"}},
+            "schema":{{"properties":{{{}}}}}}}"#,
+        schemas.join(",")
+    );
+    let plan = Plan::of_texts(&[("e.json", &file)]).unwrap();
+    let body = |properties: &str| {
+        format!(
+            r#"{{"type":"track","event":"E","userId":"u","messageId":"m","properties":{{{properties}}}}}"#
+        )
+    };
+    let secrets = derived.map(|name| format!(r#""{name}":"secret-{name}","#));
+    let sent = format!(
+        r#"{}"actor_type":"bot","is_ai_answer":true,"rating":5,"kept":1"#,
+        secrets.concat()
+    );
+    let row = |properties: &str| {
+        let rows = staged_by(&plan, &record(&body(properties)).encode(), 1).unwrap();
+        assert_eq!(rows.quarantine.num_rows(), 0);
+        rows.events
+    };
+    let (stored, never_sent) = (row(&sent), row(r#""kept":1"#));
+    assert!(!everything(&stored).contains("secret"));
+    assert_eq!(text(&stored, "properties"), Some(r#"{"kept":1}"#));
+    let noted = list(&stored, "property_violations", 0).unwrap();
+    assert_eq!(noted.len(), 16);
+    assert_eq!(noted[0], "$.properties.actor_type: type");
+    // All else is as if they had not been sent, but for the hash of what was sent.
+    for (column, field) in stored.columns().iter().zip(stored.schema_ref().fields()) {
+        if !["payload_sha256", "property_violations"].contains(&field.name().as_str()) {
+            let without = never_sent.column_by_name(field.name()).unwrap();
+            assert_eq!(column.to_data(), without.to_data(), "{field}");
+        }
+    }
+}
+
+#[test]
+fn what_the_plan_omits_of_a_posthog_event_is_in_no_column() {
+    let file = r#"{"event":"E","version":1,"mode":"omit","schema":{"additionalProperties":false}}"#;
+    let plan = Plan::of_texts(&[("e.json", file)]).unwrap();
+    let body = r#"{"event":"E","distinct_id":"u","uuid":"m","properties":{
+        "$current_url":"https://secret","$session_id":"secret","$device_id":"secret",
+        "$raw_user_agent":"secret","$set":{"name":"secret"},"$lib":"secret"}}"#;
+    let rows = staged_by(&plan, &record(body).encode(), 1).unwrap().events;
+    assert!(!everything(&rows).contains("secret"));
+    assert_eq!(text(&rows, "properties"), Some("{}"));
+    assert_eq!(text(&rows, "context"), Some("{}"));
+    assert_eq!(text(&rows, "actor_id"), Some("u"));
+}
+
+#[test]
+fn an_event_is_large_by_what_is_stored_of_it() {
+    let file = r#"{"event":"E","version":1,"mode":"omit",
+        "schema":{"properties":{"blob":{"maxLength":9}}}}"#;
+    let plan = Plan::of_texts(&[("e.json", file)]).unwrap();
+    let flags = |properties: &str| {
+        let body =
+            format!(r#"{{"type":"track","event":"E","userId":"u","properties":{properties}}}"#);
+        let events = staged_by(&plan, &record(&body).encode(), 1).unwrap().events;
+        list(&events, "flags", 0).unwrap()
+    };
+    let long = "x".repeat(40_000);
+    let is_large = |flags: Vec<String>| flags.contains(&"large".to_owned());
+    assert!(!is_large(flags(&format!(r#"{{"blob":"{long}"}}"#))));
+    assert!(is_large(flags(&format!(r#"{{"text":"{long}"}}"#))));
+    let both = format!(r#"{{"blob":"{long}","text":"{long}"}}"#);
+    assert!(is_large(flags(&both)));
+}
+
 #[test]
 fn every_slot_becomes_one_row_with_its_sequence() {
     let good = r#"{"type":"track","event":"E","userId":"u"}"#;

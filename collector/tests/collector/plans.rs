@@ -9,6 +9,8 @@ use arrow::datatypes::{Float64Type, Int32Type, Int64Type};
 use futures::TryStreamExt;
 use headwater_collector::commit::{CommitHook, CommitPoint, NoHook};
 use headwater_collector::plan::live::Reloaded;
+use headwater_collector::quarantine::Filter;
+use headwater_collector::quarantine::replay::replay;
 use headwater_protocol::{BatchReply, Record};
 
 use crate::faults::{Gate, KillAt};
@@ -18,6 +20,8 @@ use crate::world::{Collector, EPOCH, World, acked, debatable};
 const STRICT: &str = "quarantine";
 /// Stores it and says what is wrong.
 const LENIENT: &str = "note";
+/// Stores it without the properties that are at fault.
+const OMITTING: &str = "omit";
 
 /// Writes a plan with one event; returns its directory.
 fn plan(world: &World, name: &str, mode: &str) -> PathBuf {
@@ -154,6 +158,8 @@ async fn two_plans_at_once_put_no_event_into_both_tables_or_none() {
     for point in [CommitPoint::Planned, CommitPoint::BetweenCommits] {
         plans_compete(point, STRICT, LENIENT).await;
         plans_compete(point, LENIENT, STRICT).await;
+        plans_compete(point, STRICT, OMITTING).await;
+        plans_compete(point, OMITTING, LENIENT).await;
     }
 }
 
@@ -195,6 +201,104 @@ async fn a_plan_is_reloaded_between_two_batches() {
         let fingerprint = live.now().fingerprint().to_owned();
         assert_eq!(*fence, format!("2 {fingerprint}"));
     }
+}
+
+/// Writes a plan that finds fault with the `method` of every event; returns its directory.
+fn plan_against_method(world: &World, mode: &str) -> PathBuf {
+    let directory = plan(world, mode, mode);
+    let schema = r#"{"properties":{"method":{"enum":["saml"]}}}"#;
+    let text = format!(
+        r#"{{"event":"Signed In","version":2,"mode":"{mode}","schema":{schema},"promote":{{"method":"string"}}}}"#
+    );
+    std::fs::write(directory.join("signed_in.json"), text).unwrap();
+    directory
+}
+
+async fn collector_against_method(
+    world: &World,
+    mode: &str,
+    hook: Arc<dyn CommitHook>,
+) -> Collector {
+    let mut config = world.config();
+    config.plan.directory = plan_against_method(world, mode);
+    world.collector_with(config, hook).await
+}
+
+fn with_method(range: std::ops::RangeInclusive<u64>) -> Vec<Record> {
+    range.map(|sequence| debatable(sequence, false)).collect()
+}
+
+/// Sequence, JSON of the properties, promoted value and violations of each event.
+async fn methods(world: &World) -> Vec<(i64, String, Option<String>, String)> {
+    let table = world.events().await;
+    let rows = table.scan().build().unwrap().to_arrow().await.unwrap();
+    let mut found = Vec::new();
+    for rows in rows.try_collect::<Vec<_>>().await.unwrap() {
+        let column = |name: &str| rows.column_by_name(name).unwrap();
+        let sequences = column("_sequence").as_primitive::<Int64Type>();
+        let json = column("properties").as_string::<i32>();
+        let promoted = column("method").as_string::<i32>();
+        let noted = column("property_violations").as_list::<i32>();
+        for row in 0..rows.num_rows() {
+            let noted = noted.value(row);
+            let noted: Vec<_> = noted.as_string::<i32>().iter().flatten().collect();
+            found.push((
+                sequences.value(row),
+                json.value(row).to_owned(),
+                promoted
+                    .is_valid(row)
+                    .then(|| promoted.value(row).to_owned()),
+                noted.join(" "),
+            ));
+        }
+    }
+    found.sort_by_key(|row| row.0);
+    found
+}
+
+/// What `methods` finds of events whose `method` was omitted.
+fn omitted(range: std::ops::RangeInclusive<i64>) -> Vec<(i64, String, Option<String>, String)> {
+    let noted = "$.properties.method: enum";
+    range
+        .map(|sequence| (sequence, "{}".to_owned(), None, noted.to_owned()))
+        .collect()
+}
+
+/// A collector that would have stored the value dies first; the one that commits omits it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_plan_that_commits_omits_is_not_stored() {
+    let world = World::new();
+    let kill = KillAt::new(CommitPoint::BetweenCommits);
+    let first = collector_against_method(&world, LENIENT, kill).await;
+    let agent = world.agent("agent-1", &first).await;
+    assert_eq!(agent.send_records(1, &with_method(1..=5)).await, None);
+    first.killed().await;
+    let second = collector_against_method(&world, OMITTING, Arc::new(NoHook)).await;
+    let agent = world.agent("agent-1", &second).await;
+    assert_eq!(acked(agent.send_records(1, &with_method(1..=8)).await), 8);
+    assert_eq!(methods(&world).await, omitted(1..=8));
+    world.assert_quarantine("agent-1", std::iter::empty()).await;
+    second.stop().await;
+}
+
+/// A stricter plan kept the events out. The plan of today lets them in, without what it omits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_plan_omits_does_not_come_back_by_a_replay() {
+    let world = World::new();
+    let running = collector_against_method(&world, STRICT, Arc::new(NoHook)).await;
+    let agent = world.agent("agent-1", &running).await;
+    assert_eq!(acked(agent.send_records(1, &with_method(1..=3)).await), 3);
+    world.assert_quarantine("agent-1", 1..=3).await;
+    running.stop().await;
+    let running = collector_against_method(&world, OMITTING, Arc::new(NoHook)).await;
+    let agent = world.agent("agent-1", &running).await;
+    assert_eq!(acked(agent.send_records(4, &with_method(4..=6)).await), 6);
+    let (live, catalog) = running.running.plan();
+    let filter = Filter::default();
+    let done = replay(&catalog, &live.now(), &filter, false, &|_| true).await;
+    assert_eq!(done.unwrap().added, 3);
+    assert_eq!(methods(&world).await, omitted(1..=6));
+    running.stop().await;
 }
 
 /// The column comes with the reload; a collector that has not reloaded goes on beside it.

@@ -18,6 +18,35 @@
 use super::{Event, EventType, object_of, payload_hash, payload_id, text};
 use crate::json::{Object, Value};
 
+/// Properties that are also in a section of `context`: the section, and its keys with their properties.
+const IN_SECTIONS: [(&str, &[(&str, &str)]); 2] = [
+    ("library", &[("name", "$lib"), ("version", "$lib_version")]),
+    (
+        "page",
+        &[
+            ("url", "$current_url"),
+            ("path", "$pathname"),
+            ("referrer", "$referrer"),
+        ],
+    ),
+];
+
+/// Keys of `context` with the properties that are there too.
+const IN_CONTEXT: [(&str, &str); 3] = [
+    ("userAgent", "$raw_user_agent"),
+    ("timezone", "$timezone"),
+    ("locale", "$browser_language"),
+];
+
+/// Properties with the properties that they are also called.
+const TWINS: [(&str, &str); 2] = [("session_id", "$session_id"), ("window_id", "$window_id")];
+
+/// Properties that the `anonymous_id` of a known person is taken from, the first that there is.
+const ANONYMOUS_IDS: [&str; 2] = ["$anon_distinct_id", "$device_id"];
+
+/// Property that the traits of a `track` are taken from.
+const TRAITS: &str = "$set";
+
 /// Returns the kind of call that a PostHog event of this name is.
 pub(crate) fn event_type(name: &str) -> EventType {
     match name {
@@ -42,8 +71,9 @@ pub(super) fn build<'a>(
     let message_id = text(&object, "uuid");
     let mut properties = object_of(&mut object, "properties").unwrap_or_default();
     let mut user_id = text(&object, "distinct_id");
-    let mut anonymous_id =
-        text(&properties, "$anon_distinct_id").or_else(|| text(&properties, "$device_id"));
+    let mut anonymous_id = ANONYMOUS_IDS
+        .iter()
+        .find_map(|property| text(&properties, property));
     if is_unknown_person(&object, &properties) {
         anonymous_id = user_id.take();
     }
@@ -62,7 +92,7 @@ pub(super) fn build<'a>(
     let previous_id = of_type(EventType::Alias, "alias");
     let traits = traits(&mut object, &properties, event_type);
     let context = context(&mut object, &properties);
-    for (key, own) in [("session_id", "$session_id"), ("window_id", "$window_id")] {
+    for (key, own) in TWINS {
         let value = object.remove(key).or_else(|| properties.get(own).cloned());
         if let Some(value) = value
             && !properties.contains_key(key)
@@ -109,8 +139,8 @@ fn traits<'a>(
     let found = match group {
         Some(group) => group.cloned(),
         None => object
-            .remove("$set")
-            .or_else(|| properties.get("$set").cloned()),
+            .remove(TRAITS)
+            .or_else(|| properties.get(TRAITS).cloned()),
     };
     match found {
         Some(Value::Object(traits)) => Some(traits),
@@ -125,21 +155,7 @@ fn context<'a>(object: &mut Object<'a>, properties: &Object<'a>) -> Object<'a> {
         value.filter(|value| value.as_str().is_some()).cloned()
     };
     let mut context = Object::default();
-    let sections = [
-        (
-            "library",
-            &[("name", "$lib"), ("version", "$lib_version")][..],
-        ),
-        (
-            "page",
-            &[
-                ("url", "$current_url"),
-                ("path", "$pathname"),
-                ("referrer", "$referrer"),
-            ],
-        ),
-    ];
-    for (name, keys) in sections {
+    for (name, keys) in IN_SECTIONS {
         let mut section = Object::default();
         for (key, property) in keys {
             if let Some(value) = text(property) {
@@ -150,11 +166,7 @@ fn context<'a>(object: &mut Object<'a>, properties: &Object<'a>) -> Object<'a> {
             context.insert(name, Value::Object(section));
         }
     }
-    for (key, property) in [
-        ("userAgent", "$raw_user_agent"),
-        ("timezone", "$timezone"),
-        ("locale", "$browser_language"),
-    ] {
+    for (key, property) in IN_CONTEXT {
         if let Some(value) = text(property) {
             context.insert(key, value);
         }
@@ -163,6 +175,66 @@ fn context<'a>(object: &mut Object<'a>, properties: &Object<'a>) -> Object<'a> {
         context.insert("options", options);
     }
     context
+}
+
+impl<'a> Event<'a> {
+    /// Takes a property of a `track` out of the event, with what was made of it: nothing of its value is
+    /// left. The ids by which the client names the person and the message stay, and so does the hash of
+    /// what was sent.
+    pub fn forget(&mut self, property: &str) {
+        let as_text = text(&self.properties, property);
+        let Some(value) = self.properties.remove(property) else {
+            return;
+        };
+        for (twin, own) in TWINS {
+            if property == twin || property == own {
+                remove_if(&mut self.properties, twin, &value);
+                remove_if(&mut self.properties, own, &value);
+            }
+        }
+        for (section, keys) in IN_SECTIONS {
+            for (key, _) in keys.iter().filter(|(_, from)| *from == property) {
+                remove_in_section(&mut self.context, section, key, &value);
+            }
+        }
+        for (key, _) in IN_CONTEXT.iter().filter(|(_, from)| *from == property) {
+            remove_if(&mut self.context, key, &value);
+        }
+        // An unknown person's is the `distinct_id`, which is no property.
+        let is_from_property = ANONYMOUS_IDS.contains(&property) && self.user_id.is_some();
+        if is_from_property && self.anonymous_id == as_text {
+            self.anonymous_id = None;
+        }
+        if property == TRAITS && self.traits.as_ref() == value.as_object() {
+            self.traits = None;
+        }
+    }
+}
+
+/// Removes a key where it has this value.
+fn remove_if<'a>(object: &mut Object<'a>, key: &str, value: &Value<'a>) {
+    if object.get(key) == Some(value) {
+        object.remove(key);
+    }
+}
+
+/// Removes a key of a section where it has this value, and the section with its last key.
+fn remove_in_section<'a>(
+    context: &mut Object<'a>,
+    section: &'static str,
+    key: &str,
+    value: &Value<'a>,
+) {
+    let Some(Value::Object(keys)) = context.get(section) else {
+        return;
+    };
+    let mut keys = keys.clone();
+    remove_if(&mut keys, key, value);
+    if keys == Object::default() {
+        context.remove(section);
+    } else {
+        context.insert(section, Value::Object(keys));
+    }
 }
 
 /// Adds the library to an event that leaves it to the request's `User-Agent`, as v1 does:
@@ -239,6 +311,73 @@ mod tests {
             r#""options":{"process_person_profile":false}}"#
         );
         assert_eq!(event.context.to_canonical(), expected);
+    }
+
+    #[test]
+    fn nothing_is_left_of_what_is_forgotten() {
+        // Whatever the mapping knows, and one that it does not.
+        let mut names: Vec<&str> = ANONYMOUS_IDS.into_iter().chain(["mood"]).collect();
+        names.extend(
+            IN_SECTIONS
+                .iter()
+                .flat_map(|(_, keys)| keys.iter().map(|(_, from)| *from)),
+        );
+        names.extend(IN_CONTEXT.map(|(_, from)| from));
+        names.extend(TWINS.map(|(_, own)| own));
+        let mut properties: Vec<String> = names
+            .iter()
+            .map(|name| format!(r#""{name}":"<{name}>""#))
+            .collect();
+        properties.push(r#""$set":{"a":"<$set>"}"#.to_owned());
+        names.push(TRAITS);
+        let body = format!(
+            r#"{{"event":"E","distinct_id":"u","uuid":"m","properties":{{{},"kept":1}}}}"#,
+            properties.join(",")
+        );
+        let sent = read(&body);
+        for name in &names {
+            let secret = format!("<{name}>");
+            let mut event = sent.clone();
+            assert!(format!("{event:?}").contains(&secret));
+            event.forget(name);
+            assert!(!format!("{event:?}").contains(&secret), "{name}: {event:?}");
+        }
+        let mut event = sent.clone();
+        names.iter().for_each(|name| event.forget(name));
+        let expected = Event {
+            properties: read(r#"{"event":"E","distinct_id":"u","properties":{"kept":1}}"#)
+                .properties,
+            context: Object::default(),
+            anonymous_id: None,
+            traits: None,
+            ..sent
+        };
+        assert_eq!(event, expected);
+    }
+
+    #[test]
+    fn what_the_client_says_elsewhere_is_not_forgotten() {
+        let unknown = r#"{"event":"E","distinct_id":"d","uuid":"m","$set":{"a":1},
+            "options":{"process_person_profile":false},
+            "properties":{"$device_id":"d","$set":{"a":2},"$lib":"l"}}"#;
+        let mut event = read(unknown);
+        for name in ["$device_id", "$set", "missing"] {
+            event.forget(name);
+        }
+        assert_eq!(event.anonymous_id.as_deref(), Some("d"));
+        assert_eq!(
+            event.traits.as_ref().map(Object::to_canonical).as_deref(),
+            Some(r#"{"a":1}"#)
+        );
+        assert_eq!(event.properties.to_canonical(), r#"{"$lib":"l"}"#);
+        let segment = r#"{"type":"track","event":"E","userId":"u","anonymousId":"a",
+            "context":{"page":{"url":"x"},"library":"own"},"properties":{"$current_url":"y","$lib":"z"}}"#;
+        let mut event = read(segment);
+        let context = event.context.clone();
+        event.forget("$current_url");
+        event.forget("$lib");
+        assert_eq!(event.context, context);
+        assert_eq!(event.properties, Object::default());
     }
 
     #[test]
