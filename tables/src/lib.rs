@@ -26,6 +26,7 @@ mod bounds;
 mod durable;
 mod evolve;
 mod manifests;
+mod timestamp;
 
 #[cfg(feature = "query")]
 pub mod query;

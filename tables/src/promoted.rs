@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, TimeUnit};
 use iceberg::spec::{NestedField, PrimitiveType, Schema, Type};
 use iceberg::table::Table;
 use serde::Deserialize;
@@ -18,6 +18,7 @@ use serde_json::{Number, Value};
 
 use crate::name::is_identifier;
 use crate::schema::{SchemaError, TableSpec, raw_events};
+use crate::timestamp;
 
 /// Start of the table property that names a promoted column; its value is the type.
 const PREFIX: &str = "headwater.promoted.";
@@ -46,14 +47,17 @@ pub enum ColumnType {
     Double,
     /// `true` and `false`.
     Boolean,
+    /// Points in time, written as text with an offset; without one they are UTC.
+    Timestamp,
 }
 
 impl ColumnType {
-    const ALL: [(&'static str, Self); 4] = [
+    const ALL: [(&'static str, Self); 5] = [
         ("string", Self::String),
         ("long", Self::Long),
         ("double", Self::Double),
         ("boolean", Self::Boolean),
+        ("timestamp", Self::Timestamp),
     ];
 
     /// Returns the name in a plan and in table properties.
@@ -73,6 +77,7 @@ impl ColumnType {
             Self::Long => DataType::Int64,
             Self::Double => DataType::Float64,
             Self::Boolean => DataType::Boolean,
+            Self::Timestamp => DataType::Timestamp(TimeUnit::Microsecond, Some("+00:00".into())),
         }
     }
 
@@ -82,6 +87,7 @@ impl ColumnType {
             Self::Long => PrimitiveType::Long,
             Self::Double => PrimitiveType::Double,
             Self::Boolean => PrimitiveType::Boolean,
+            Self::Timestamp => PrimitiveType::Timestamptz,
         }
     }
 
@@ -93,6 +99,7 @@ impl ColumnType {
                 Self::Long => value.long().is_some(),
                 Self::Double => value.double().is_some(),
                 Self::Boolean => value.boolean().is_some(),
+                Self::Timestamp => value.timestamp().is_some(),
             }
     }
 }
@@ -136,6 +143,14 @@ impl<'a> Scalar<'a> {
     pub fn boolean(self) -> Option<bool> {
         match self {
             Self::Boolean(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// Returns what a `timestamp` column holds of the value: microseconds since the Unix epoch.
+    pub fn timestamp(self) -> Option<i64> {
+        match self {
+            Self::Text(text) => timestamp::parse(text),
             _ => None,
         }
     }
@@ -220,12 +235,27 @@ mod tests {
 
     #[test]
     fn a_column_holds_values_of_its_type_and_null() {
-        let values = [json!("a"), json!(1), json!(1.5), json!(true), json!([])];
+        let time = json!("2026-11-20T10:00:00+01:00");
+        let values = [
+            json!("a"),
+            json!(1),
+            json!(1.5),
+            json!(true),
+            json!([]),
+            time,
+        ];
         let cases = [
-            (ColumnType::String, [true, true, true, false, false]),
-            (ColumnType::Long, [false, true, false, false, false]),
-            (ColumnType::Double, [false, true, true, false, false]),
-            (ColumnType::Boolean, [false, false, false, true, false]),
+            (ColumnType::String, [true, true, true, false, false, true]),
+            (ColumnType::Long, [false, true, false, false, false, false]),
+            (ColumnType::Double, [false, true, true, false, false, false]),
+            (
+                ColumnType::Boolean,
+                [false, false, false, true, false, false],
+            ),
+            (
+                ColumnType::Timestamp,
+                [false, false, false, false, false, true],
+            ),
         ];
         for (column_type, expected) in cases {
             let held = values

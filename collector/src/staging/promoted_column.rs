@@ -6,7 +6,10 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanBuilder, Float64Builder, Int64Builder, StringBuilder};
+use arrow::array::{
+    ArrayRef, BooleanBuilder, Float64Builder, Int64Builder, StringBuilder,
+    TimestampMicrosecondBuilder,
+};
 use arrow::datatypes::Field;
 use headwater_protocol::Event;
 use headwater_tables::promoted::{ColumnType, Promoted, Scalar};
@@ -26,6 +29,7 @@ enum Values {
     Long(Int64Builder),
     Double(Float64Builder),
     Boolean(BooleanBuilder),
+    Timestamp(TimestampMicrosecondBuilder),
 }
 
 impl PromotedColumn {
@@ -46,6 +50,7 @@ impl PromotedColumn {
             Values::Long(values) => values.append_option(value.and_then(Scalar::long)),
             Values::Double(values) => values.append_option(value.and_then(Scalar::double)),
             Values::Boolean(values) => values.append_option(value.and_then(Scalar::boolean)),
+            Values::Timestamp(values) => values.append_option(value.and_then(Scalar::timestamp)),
         }
     }
 
@@ -62,6 +67,10 @@ impl Values {
             ColumnType::Long => Self::Long(Int64Builder::new()),
             ColumnType::Double => Self::Double(Float64Builder::new()),
             ColumnType::Boolean => Self::Boolean(BooleanBuilder::new()),
+            ColumnType::Timestamp => {
+                let values = TimestampMicrosecondBuilder::new();
+                Self::Timestamp(values.with_data_type(column_type.data_type()))
+            }
         }
     }
 
@@ -71,6 +80,82 @@ impl Values {
             Self::Long(mut values) => Arc::new(values.finish()),
             Self::Double(mut values) => Arc::new(values.finish()),
             Self::Boolean(mut values) => Arc::new(values.finish()),
+            Self::Timestamp(mut values) => Arc::new(values.finish()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::AsArray;
+    use arrow::datatypes::TimestampMicrosecondType;
+    use headwater_protocol::timestamp;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::staging::event_rows::timestamptz;
+    use crate::staging::time_rule::is_representable;
+
+    /// A text after its microseconds, `-` where it is no time; the view `events` is tested by it, too.
+    const CASES: &str = include_str!("../../../tables/testdata/timestamps.txt");
+
+    /// What the column holds of texts.
+    fn held<'a>(texts: impl Iterator<Item = &'a str>) -> Vec<Option<i64>> {
+        let promoted = Promoted {
+            name: "at".to_owned(),
+            column_type: ColumnType::Timestamp,
+        };
+        let mut column = PromotedColumn::new(&promoted);
+        for text in texts {
+            let text = serde_json::to_string(text).unwrap();
+            let body = format!(
+                r#"{{"type":"track","event":"E","userId":"u","properties":{{"at":{text}}}}}"#
+            );
+            column.push(&Event::parse(body.as_bytes(), None, None).unwrap());
+        }
+        let (field, values) = column.finish();
+        assert_eq!(field.data_type(), &timestamptz());
+        assert_eq!(values.data_type(), &timestamptz());
+        values
+            .as_primitive::<TimestampMicrosecondType>()
+            .iter()
+            .collect()
+    }
+
+    /// What the rest of the collector makes of the text of a time, `format: date-time` above all.
+    fn expected(text: &str) -> Option<i64> {
+        timestamp::parse(text).filter(|time| is_representable(*time))
+    }
+
+    #[test]
+    fn a_timestamp_column_holds_the_times_that_are_written_down() {
+        let cases = CASES.lines().filter(|line| !line.starts_with('#'));
+        let cases: Vec<(&str, &str)> = cases.map(|line| line.split_once('|').unwrap()).collect();
+        let held = held(cases.iter().map(|(_, text)| *text));
+        for ((micros, text), held) in cases.into_iter().zip(held) {
+            assert_eq!(held, micros.parse().ok(), "{text}");
+            assert_eq!(held, expected(text), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_timestamp_column_holds_what_format_date_time_accepts(
+            // Mostly times, of which one place may be anything.
+            year in prop_oneof![0..3000_u32, 9990..10_020_u32],
+            rest in "[01][0-9]-[0-3][0-9][Tt ][0-2][0-9]:[0-6][0-9]:[0-6][0-9]",
+            fraction in "(\\.[0-9]{0,10})?",
+            offset in "(Z|z|[+-][0-2][0-9]:?[0-6][0-9]| UTC)?",
+            at in 0..40_usize,
+            change in prop_oneof![8 => Just(None), 1 => any::<char>().prop_map(Some)],
+        ) {
+            let mut text: Vec<char> = format!("{year:04}-{rest}{fraction}{offset}").chars().collect();
+            if let Some(change) = change {
+                let at = at % text.len();
+                text[at] = change;
+            }
+            let text: String = text.into_iter().collect();
+            prop_assert_eq!(held([text.as_str()].into_iter()), [expected(&text)]);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray};
-use arrow::datatypes::{Float64Type, Int32Type, Int64Type};
+use arrow::datatypes::{Float64Type, Int32Type, Int64Type, TimestampMicrosecondType};
 use futures::TryStreamExt;
 use headwater_collector::commit::{CommitHook, CommitPoint, NoHook};
 use headwater_collector::plan::live::Reloaded;
@@ -346,6 +346,70 @@ async fn a_promoted_property_becomes_a_column_without_a_restart() {
     );
     promoting.stop().await;
     other.stop().await;
+}
+
+/// Written to Iceberg as a time with zone, and read back to the microsecond.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promoted_time_is_stored_with_its_zone_resolved() {
+    let world = World::new();
+    let mut config = world.config();
+    config.plan.directory = plan(&world, "plan", LENIENT);
+    let text = r#"{"event":"Signed In","version":3,"promote":{"ends_at":"timestamp"}}"#;
+    std::fs::write(world.path("plan").join("signed_in.json"), text).unwrap();
+    let running = world.collector_with(config, Arc::new(NoHook)).await;
+    let cases = [
+        (
+            "\"2026-11-20T10:00:00+01:00\"",
+            Some(1_795_165_200_000_000),
+            false,
+        ),
+        (
+            "\"1815-12-10T01:02:03.5Z\"",
+            Some(-4_861_724_276_500_000),
+            false,
+        ),
+        (
+            "\"2016-12-31T23:59:60Z\"",
+            Some(1_483_228_800_000_000),
+            false,
+        ),
+        ("\"2026-11-20T24:00:00Z\"", None, true),
+        ("1795165200", None, true),
+        ("null", None, false),
+    ];
+    let records: Vec<Record> = (1..)
+        .zip(cases)
+        .map(|(sequence, (value, ..))| {
+            let mut record = debatable(sequence, false);
+            let body = String::from_utf8(record.body.to_vec()).unwrap();
+            let body = body.replace("\"method\"", &format!("\"ends_at\":{value},\"method\""));
+            record.body = body.into_bytes().into();
+            record
+        })
+        .collect();
+    let agent = world.agent("agent-1", &running).await;
+    assert_eq!(acked(agent.send_records(1, &records).await), 6);
+    let table = world.events().await;
+    let field = table.metadata().current_schema().field_by_name("ends_at");
+    assert_eq!(field.unwrap().field_type.to_string(), "timestamptz");
+    let rows = table.scan().build().unwrap().to_arrow().await.unwrap();
+    let mut found = Vec::new();
+    for rows in rows.try_collect::<Vec<_>>().await.unwrap() {
+        let column = |name: &str| rows.column_by_name(name).unwrap();
+        let sequences = column("_sequence").as_primitive::<Int64Type>();
+        let times = column("ends_at").as_primitive::<TimestampMicrosecondType>();
+        let noted = column("property_violations");
+        for row in 0..rows.num_rows() {
+            let time = times.is_valid(row).then(|| times.value(row));
+            found.push((sequences.value(row), time, noted.is_valid(row)));
+        }
+    }
+    found.sort_unstable();
+    let expected = (1..)
+        .zip(cases)
+        .map(|(sequence, (_, time, is_noted))| (sequence, time, is_noted));
+    assert_eq!(found, expected.collect::<Vec<_>>());
+    running.stop().await;
 }
 
 /// Sequence, version of the plan, promoted value, whether it is noted, and the JSON of each event.

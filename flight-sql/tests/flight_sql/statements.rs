@@ -1,15 +1,22 @@
 //! Statements and their results: one schema everywhere, whole or an error, promptly stopped.
 
-use arrow::datatypes::{DataType, Schema};
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, FixedSizeBinaryArray, Int32Array, Int64Array, RecordBatch, StringArray,
+    TimestampMicrosecondArray,
+};
+use arrow::datatypes::{DataType, Schema, TimeUnit};
 use arrow_flight::sql::{CommandStatementQuery, ProstMessageExt as _, TicketStatementQuery};
 use arrow_flight::{
     Action, CancelFlightInfoRequest, CancelFlightInfoResult, CancelStatus, FlightDescriptor, Ticket,
 };
 use futures::{StreamExt as _, TryStreamExt as _};
+use headwater_tables::promoted::{ColumnType, Promoted, raw_events_with};
 use prost::Message as _;
 use tonic::Code;
 
-use crate::harness::{SOON, Server, column, fetch, query, status, with_token};
+use crate::harness::{SOON, Server, column, fetch, query, status, texts, with_token};
 
 /// Runs for minutes, sends its first rows at once.
 const ENDLESS: &str = "SELECT a.value + b.value AS n FROM generate_series(1, 1000000) a \
@@ -71,6 +78,74 @@ async fn every_answer_about_a_statement_has_the_same_schema() {
             );
         }
     }
+}
+
+/// A row of `raw.events` with a promoted time in its column, or in its JSON alone.
+fn event(message_id: &str, ends_at: Option<i64>, properties: &str) -> RecordBatch {
+    let text = |value: &str| -> ArrayRef { Arc::new(StringArray::from(vec![value])) };
+    let long = |value: i64| -> ArrayRef { Arc::new(Int64Array::from(vec![value])) };
+    let time = |value: Option<i64>| -> ArrayRef {
+        Arc::new(TimestampMicrosecondArray::from(vec![value]).with_timezone("+00:00"))
+    };
+    let hash = FixedSizeBinaryArray::try_from_iter([[7_u8; 16]].into_iter());
+    let columns = [
+        ("company_id", text("acme")),
+        ("source_id", text("web")),
+        ("message_id", text(message_id)),
+        ("payload_sha256", Arc::new(hash.unwrap())),
+        ("type", text("track")),
+        ("schema_version", Arc::new(Int32Array::from(vec![1]))),
+        ("event_time", time(Some(0))),
+        ("received_at", time(Some(0))),
+        ("time_rule", text("trusted")),
+        ("properties", text(properties)),
+        ("context", text("{}")),
+        ("ingest_batch_id", text("b")),
+        ("_agent_id", text("agent")),
+        ("_epoch", long(1)),
+        ("_sequence", long(1)),
+        ("ends_at", time(ends_at)),
+    ];
+    RecordBatch::try_from_iter(columns).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn promoted_time_is_a_timestamp_with_zone_from_column_and_json() {
+    let server = Server::start().await;
+    let promoted = Promoted {
+        name: "ends_at".to_owned(),
+        column_type: ColumnType::Timestamp,
+    };
+    let spec = raw_events_with(&[promoted]).unwrap();
+    server.catalog.ensure(&spec).await.unwrap();
+    let json = r#"{"ends_at":"1969-12-31T23:30:00+01:00"}"#;
+    server
+        .append("raw.events", event("a", Some(-5_400_000_000), json))
+        .await;
+    server.append("raw.events", event("b", None, json)).await;
+    let none = r#"{"ends_at":"1969-12-31T24:00:00Z"}"#;
+    server.append("raw.events", event("c", None, none)).await;
+    let mut client = server.client().await;
+    let sql = "SELECT ends_at, event_time FROM events ORDER BY message_id";
+    let rows = query(&mut client, sql).await.unwrap();
+    for batch in &rows {
+        let types = batch.schema();
+        let (ends_at, event_time) = (types.field(0).data_type(), types.field(1).data_type());
+        assert!(matches!(
+            ends_at,
+            DataType::Timestamp(TimeUnit::Microsecond, Some(_))
+        ));
+        assert_eq!(ends_at, event_time);
+    }
+    let time = "1969-12-31T22:30:00Z";
+    assert_eq!(texts(&rows), [time, time, "NULL"]);
+    let declared = "SELECT data_type FROM information_schema.columns \
+                    WHERE table_name = 'events' AND column_name IN ('ends_at', 'event_time')";
+    let declared = column(&mut client, declared).await;
+    assert!(
+        declared.len() >= 4 && declared.iter().all(|it| *it == declared[0]),
+        "{declared:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

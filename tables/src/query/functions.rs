@@ -41,8 +41,8 @@ pub fn timestamp_type() -> DataType {
 /// * `micros_between(from, to)`, `seconds_between(from, to)`: the duration, negative when `to` is
 ///   earlier; seconds are whole, rounded down.
 /// * `json_text(json, key)`: the value of a top-level key as text, null where it is absent or null.
-/// * `json_string`, `json_long`, `json_double`, `json_boolean(json, key)`: the same where the value is of
-///   that type, null otherwise: what a promoted column holds of it.
+/// * `json_string`, `json_long`, `json_double`, `json_boolean`, `json_timestamp(json, key)`: the same where
+///   the value is of that type, null otherwise: what a promoted column holds of it.
 pub fn all() -> Vec<ScalarUDF> {
     vec![
         function("local_date", 2, DataType::Date32, local_date),
@@ -54,6 +54,7 @@ pub fn all() -> Vec<ScalarUDF> {
         function("json_long", 2, DataType::Int64, json_long),
         function("json_double", 2, DataType::Float64, json_double),
         function("json_boolean", 2, DataType::Boolean, json_boolean),
+        function("json_timestamp", 2, timestamp_type(), json_timestamp),
     ]
 }
 
@@ -261,6 +262,12 @@ fn json_double(arguments: &[ArrayRef]) -> Result<ArrayRef> {
 fn json_boolean(arguments: &[ArrayRef]) -> Result<ArrayRef> {
     let values = json_values(arguments, |value| value.boolean())?;
     Ok(Arc::new(BooleanArray::from(values)))
+}
+
+fn json_timestamp(arguments: &[ArrayRef]) -> Result<ArrayRef> {
+    let values = json_values(arguments, |value| value.timestamp())?;
+    let values = TimestampMicrosecondArray::from(values);
+    Ok(Arc::new(values.with_timezone("+00:00")))
 }
 
 fn json_field(document: &str, key: &str) -> Option<String> {

@@ -113,6 +113,44 @@ async fn a_promoted_property_answers_for_every_row() {
     answers(&["a|6", "b|8", "c|none", "d|none"]).await;
 }
 
+/// Times that a plan promotes are read from the JSON as the collector reads them into the column: its
+/// tests take the same file.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promoted_time_answers_for_every_row() {
+    let cases = include_str!("../../../tables/testdata/timestamps.txt").lines();
+    let cases: Vec<(&str, &str)> = cases
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| line.split_once('|').unwrap())
+        .collect();
+    let events = |prefix: &str| -> Vec<Ev> {
+        let event = |(n, (_, text)): (usize, &(&str, &str))| {
+            Ev::new("Feature Used", "2026-11-19T10:00:00Z")
+                .id(&format!("{prefix}{n:02}"))
+                .with(&format!(r#"{{"ends_at":{text:?}}}"#))
+        };
+        cases.iter().enumerate().map(event).collect()
+    };
+    let expected = |prefix: &str| -> Vec<String> {
+        let line = |(n, (micros, _)): (usize, &(&str, &str))| format!("{prefix}{n:02}|{micros}");
+        cases.iter().enumerate().map(line).collect()
+    };
+    let world = World::new().await;
+    world.events(&events("a")).await;
+    world.night(NIGHT).await;
+    world.promote("ends_at", ColumnType::Timestamp).await;
+    let sql = "SELECT message_id, coalesce(CAST(arrow_cast(ends_at, 'Int64') AS TEXT), '-')
+               FROM events ORDER BY 1";
+    assert_eq!(world.query(sql).await, expected("a"));
+    world.events(&events("b")).await;
+    let both = [expected("a"), expected("b")].concat();
+    assert_eq!(world.query(sql).await, both);
+    world.night(NIGHT).await;
+    assert_eq!(world.query(sql).await, both);
+    let as_time = "SELECT message_id FROM events WHERE ends_at < TIMESTAMP '1900-01-01T00:00:00Z'
+                   AND ends_at > TIMESTAMP '1800-01-01T00:00:00Z' ORDER BY 1";
+    assert_eq!(world.query(as_time).await, ["a16", "b16"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn ties_go_to_the_lowest_agent_epoch_and_sequence() {
     let world = World::new().await;
