@@ -415,8 +415,12 @@ fn blank_unsynced_mark(disk: &Path) {
 
 /// Returns an event as the agent's front would store it.
 fn record(world: &World, id: &str, kind: Kind) -> Record {
+    // The mild plan does not store `code`.
     let event = |name: &str| {
-        format!(r#"{{"type":"track","event":"{name}","userId":"u","messageId":"{id}"}}"#)
+        let properties = r#"{"code":"1234"}"#;
+        format!(
+            r#"{{"type":"track","event":"{name}","userId":"u","properties":{properties},"messageId":"{id}"}}"#
+        )
     };
     let body = match kind {
         Kind::Good => event("Signed In"),

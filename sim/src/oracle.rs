@@ -8,24 +8,34 @@
 //! | EO-4 | each row was added by the commit that moved its watermark past it |
 //! | EO-5 | every file of every snapshot in the history is there |
 //! | D-1, D-2 | every event that a client was told of has a row, unless its disk was taken away |
+//! | one plan a row | a row lacks what the plan omits that it names, and nothing that the other stores |
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::AsArray;
-use arrow::datatypes::Int64Type;
+use arrow::datatypes::{Int32Type, Int64Type};
 use arrow::record_batch::RecordBatch;
 use headwater_tables::schema::{RAW_EVENTS, RAW_QUARANTINE};
 use headwater_tables::write::live_entries;
 use headwater_tables::{Table, TableName};
 
 use crate::agent::{Agent, Kind};
+use crate::collector::OMITTING_VERSION;
 use crate::compactor;
 use crate::truth::{Key, Marks};
 use crate::world::World;
 
-/// Columns that say what a row is; each table has one of the last two.
-const COLUMNS: [&str; 5] = ["_agent_id", "_epoch", "_sequence", "message_id", "payload"];
+/// Columns that say what a row is; `raw.quarantine` has the first four and `payload`, `raw.events` all others.
+const COLUMNS: [&str; 7] = [
+    "_agent_id",
+    "_epoch",
+    "_sequence",
+    "message_id",
+    "schema_version",
+    "properties",
+    "payload",
+];
 
 /// One row, as far as the promises speak of it.
 struct Row {
@@ -34,6 +44,10 @@ struct Row {
     /// Name of the event.
     id: String,
     is_valid: bool,
+    /// Whether it was judged by the plan that omits a property.
+    omits: bool,
+    /// Whether it lacks that property.
+    is_without: bool,
 }
 
 /// Judges a run that has come to rest; violations go to the trace.
@@ -56,6 +70,7 @@ pub(crate) async fn judge(world: &Arc<World>, agents: &[Agent]) {
         .truth
         .history(&RAW_EVENTS, |history| history.marks.clone());
     positions(world, &rows, &marks);
+    plans(world, &rows);
     events(world, &rows, agents);
     world.trace.line(format_args!(
         "judged: {} rows, watermarks {marks:?}",
@@ -94,6 +109,21 @@ fn positions(world: &World, rows: &[Row], marks: &Marks) {
         if let Some(gap) = (1..=*mark).find(|sequence| !is_there(sequence)) {
             world.trace.violation(format!(
                 "EO-3: {key:?} {gap} is missing below watermark {mark}"
+            ));
+        }
+    }
+}
+
+/// A row is what one plan makes of its event, the one that it names.
+fn plans(world: &World, rows: &[Row]) {
+    for row in rows.iter().filter(|row| row.is_valid) {
+        if row.omits {
+            world.trace.count("row: without what its plan omits");
+        }
+        if row.omits != row.is_without {
+            world.trace.violation(format!(
+                "event {} was judged by a plan that omits: {}, and is without: {}",
+                row.id, row.omits, row.is_without
             ));
         }
     }
@@ -200,6 +230,12 @@ fn rows_of(batch: &RecordBatch, is_valid: bool) -> Vec<Row> {
             last.unwrap_or_default().to_owned()
         }
     };
+    let version = |row: usize| {
+        column("schema_version")
+            .as_primitive::<Int32Type>()
+            .value(row)
+    };
+    let properties = |row: usize| column("properties").as_string::<i32>().value(row);
     (0..batch.num_rows())
         .map(|row| Row {
             key: (
@@ -209,6 +245,8 @@ fn rows_of(batch: &RecordBatch, is_valid: bool) -> Vec<Row> {
             sequence: sequences.value(row).cast_unsigned(),
             id: id(row),
             is_valid,
+            omits: is_valid && version(row) == OMITTING_VERSION,
+            is_without: is_valid && !properties(row).contains("code"),
         })
         .collect()
 }

@@ -29,7 +29,7 @@ use crate::{collector, compactor, entropy, oracle};
 const DRAIN: Duration = Duration::from_secs(900);
 
 /// What a batch of runs must have met at least once, each.
-pub const REQUIRED: [&str; 40] = [
+pub const REQUIRED: [&str; 41] = [
     "agent: disk backed up",
     "agent: disk restored",
     "agent: disk wiped",
@@ -69,6 +69,7 @@ pub const REQUIRED: [&str; 40] = [
     "event: sent again in a new epoch",
     "link: a batch is doubled",
     "link: a batch is lost",
+    "row: without what its plan omits",
     "session: replaced by a new one",
 ];
 
