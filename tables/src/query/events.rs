@@ -168,7 +168,10 @@ fn or_from_json(value: String, column: &ViewColumn, promoted: &[Promoted]) -> St
         // A name that can be a column needs no quotes.
         Some(Promoted { name, column_type }) => {
             let getter = column_type.as_str();
-            format!("coalesce({value}, json_{getter}(properties, '{name}'))")
+            // Of the column's very type: of one name of UTC, too.
+            let data_type = &column.data_type;
+            let in_json = format!("arrow_cast(json_{getter}(properties, '{name}'), '{data_type}')");
+            format!("coalesce({value}, {in_json})")
         }
         None => value,
     }
