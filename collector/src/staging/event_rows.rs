@@ -224,7 +224,10 @@ impl EventRows {
         judgement: &Judgement<'_>,
     ) -> Result<(), ArrowError> {
         let stored = judgement.stored(event);
-        let bytes = bytes_of(record, event, &stored);
+        let bytes = match &stored {
+            Cow::Borrowed(_) => record.body.len(),
+            Cow::Owned(stored) => bytes_without_omitted(record, event, stored),
+        };
         self.push_stored(origin, sequence, record, &stored, judgement, bytes)
     }
 
@@ -451,10 +454,7 @@ fn push_list<T: AsRef<str>>(
 }
 
 /// Returns how large an event is: its body, less the properties that are not stored.
-fn bytes_of(record: &Record, sent: &Event<'_>, stored: &Cow<'_, Event<'_>>) -> usize {
-    let Cow::Owned(stored) = stored else {
-        return record.body.len();
-    };
+fn bytes_without_omitted(record: &Record, sent: &Event<'_>, stored: &Event<'_>) -> usize {
     let bytes = |event: &Event<'_>| event.properties.to_canonical().len();
     let omitted = bytes(sent).saturating_sub(bytes(stored));
     record.body.len().saturating_sub(omitted)
