@@ -84,6 +84,12 @@ pub enum StartError {
         #[source]
         source: CatalogError,
     },
+    /// `raw.quarantine` has columns of other types.
+    #[error("{source}; {advice}", advice = quarantine::OTHER_VERSION)]
+    OtherVersion {
+        /// What differs.
+        source: CatalogError,
+    },
     /// The tracking plan.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -223,9 +229,11 @@ async fn open_catalog(config: &Config) -> Result<Catalog, StartError> {
         source,
     };
     let catalog = Catalog::open(&config.catalog).await.map_err(failed)?;
-    let quarantine = schema::raw_quarantine();
-    catalog.ensure(&quarantine).await.map_err(failed)?;
-    Ok(catalog)
+    match catalog.ensure(&schema::raw_quarantine()).await {
+        Ok(_) => Ok(catalog),
+        Err(source @ CatalogError::Incompatible { .. }) => Err(StartError::OtherVersion { source }),
+        Err(error) => Err(failed(error)),
+    }
 }
 
 const PURPOSE: &str = "agents (QUIC)";

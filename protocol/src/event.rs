@@ -104,8 +104,35 @@ pub struct Invalid {
     pub failure: Failure,
     /// JSON path of the field at fault, `$` for the whole event.
     pub path: &'static str,
+    /// Which rule it breaks, in the words of JSON Schema where that has one: `type`, `required`, `enum`,
+    /// `maxLength`, `format`; `encoding` for bytes around which there is no record.
+    pub keyword: &'static str,
     /// What is wrong; holds no value of the event.
     pub message: &'static str,
+}
+
+impl Invalid {
+    /// The body is no JSON text.
+    pub(crate) const NOT_JSON: Self = Self {
+        failure: Failure::PayloadFormat,
+        path: "$",
+        keyword: "format",
+        message: "is not JSON",
+    };
+    /// The body is JSON and no event.
+    pub(crate) const NOT_AN_OBJECT: Self = Self {
+        failure: Failure::PayloadFormat,
+        path: "$",
+        keyword: "type",
+        message: "is not a JSON object",
+    };
+    /// The bytes in the place of a record are none.
+    pub const NOT_A_RECORD: Self = Self {
+        failure: Failure::Encoding,
+        path: "$",
+        keyword: "encoding",
+        message: "is not a record",
+    };
 }
 
 /// A valid event. It borrows from the body what stands there as it is. Texts are as sent, except that
@@ -165,10 +192,9 @@ impl<'a> Event<'a> {
         path_type: Option<EventType>,
         batch_sent_at: Option<&str>,
     ) -> Result<Self, Invalid> {
-        let value =
-            Value::parse(body).map_err(|_| invalid(Failure::PayloadFormat, "$", "is not JSON"))?;
+        let value = Value::parse(body).map_err(|_| Invalid::NOT_JSON)?;
         let Value::Object(mut object) = value else {
-            return Err(invalid(Failure::PayloadFormat, "$", "is not a JSON object"));
+            return Err(Invalid::NOT_AN_OBJECT);
         };
         let Verdict {
             form,
@@ -222,14 +248,6 @@ impl<'a> Event<'a> {
     }
 }
 
-fn invalid(failure: Failure, path: &'static str, message: &'static str) -> Invalid {
-    Invalid {
-        failure,
-        path,
-        message,
-    }
-}
-
 /// Returns a field as text: numbers as digits (some clients send numeric ids), null and blank as
 /// missing.
 fn text<'a>(object: &Object<'a>, key: &str) -> Option<Cow<'a, str>> {
@@ -273,64 +291,75 @@ mod tests {
 
     #[test]
     fn invalid_events_name_the_field_at_fault() {
-        let cases: &[(&str, Failure, &str)] = &[
-            ("{", Failure::PayloadFormat, "$"),
-            ("[1]", Failure::PayloadFormat, "$"),
-            (r#"{"userId":"u"}"#, Failure::Protocol, "$.type"),
+        let cases: &[(&str, Failure, &str, &str)] = &[
+            ("{", Failure::PayloadFormat, "$", "format"),
+            ("[1]", Failure::PayloadFormat, "$", "type"),
+            (r#"{"userId":"u"}"#, Failure::Protocol, "$.type", "required"),
             (
                 r#"{"type":"trak","userId":"u"}"#,
                 Failure::Protocol,
                 "$.type",
+                "enum",
             ),
             (
                 r#"{"type":"track","event":"E","userId":"","anonymousId":null}"#,
                 Failure::IdentityMissing,
                 "$.userId",
+                "required",
             ),
             (
                 r#"{"type":"track","userId":"u"}"#,
                 Failure::SchemaViolation,
                 "$.event",
+                "required",
             ),
             (
                 r#"{"type":"track","event":"E","userId":"u","timestamp":"soon"}"#,
                 Failure::TimeInvalid,
                 "$.timestamp",
+                "format",
             ),
             (
                 r#"{"type":"track","event":"E","userId":"u","properties":[1]}"#,
                 Failure::SchemaViolation,
                 "$.properties",
+                "type",
             ),
             (
                 r#"{"distinct_id":"u","uuid":"1"}"#,
                 Failure::SchemaViolation,
                 "$.event",
+                "required",
             ),
             (
                 r#"{"distinct_id":"u","event":" "}"#,
                 Failure::SchemaViolation,
                 "$.event",
+                "required",
             ),
             (
                 r#"{"distinct_id":"u","event":"E","timestamp":7}"#,
                 Failure::TimeInvalid,
                 "$.timestamp",
+                "format",
             ),
             (
                 r#"{"distinct_id":"u","event":"E","properties":[]}"#,
                 Failure::SchemaViolation,
                 "$.properties",
+                "type",
             ),
             (
                 r#"{"distinct_id":"","event":"E"}"#,
                 Failure::Protocol,
                 "$.type",
+                "required",
             ),
         ];
-        for (body, failure, path) in cases {
+        for (body, failure, path, keyword) in cases {
             let invalid = parse(body).unwrap_err();
-            assert_eq!((invalid.failure, invalid.path), (*failure, *path), "{body}");
+            let found = (invalid.failure, invalid.path, invalid.keyword);
+            assert_eq!(found, (*failure, *path, *keyword), "{body}");
         }
     }
 

@@ -36,8 +36,8 @@ impl<'a> Head<'a> {
             .and_then(|text| serde_json::from_str(text).ok());
         let fields: Fields<'a> = match fields {
             Some(Json::Object(fields)) => *fields,
-            Some(Json::Other) => return Self::not("is not a JSON object"),
-            None => return Self::not("is not JSON"),
+            Some(Json::Other) => return Self::not(Invalid::NOT_AN_OBJECT),
+            None => return Self::not(Invalid::NOT_JSON),
         };
         let invalid = judge(&fields, path_type).err();
         let (message_id, user_id) = match Form::of(&fields, path_type) {
@@ -53,13 +53,9 @@ impl<'a> Head<'a> {
         }
     }
 
-    fn not(message: &'static str) -> Self {
+    fn not(invalid: Invalid) -> Self {
         Self {
-            invalid: Some(Invalid {
-                failure: Failure::PayloadFormat,
-                path: "$",
-                message,
-            }),
+            invalid: Some(invalid),
             ..Self::default()
         }
     }
@@ -103,12 +99,16 @@ pub(crate) fn judge(fields: &Fields<'_>, path_type: Option<EventType>) -> Result
         Form::Segment => path_type.or_else(|| EventType::parse(fields.kind.as_str()?)),
     };
     let event_type = event_type.ok_or_else(|| match form {
-        Form::PostHog => invalid(Failure::SchemaViolation, "$.event", "is missing"),
-        Form::Segment => invalid(
-            Failure::Protocol,
-            "$.type",
-            "is missing or not a known type",
-        ),
+        Form::PostHog => nameless(),
+        Form::Segment => Invalid {
+            failure: Failure::Protocol,
+            path: "$.type",
+            keyword: match fields.kind {
+                Field::Missing => "required",
+                _ => "enum",
+            },
+            message: "is missing or not a known type",
+        },
     })?;
     let (id, id_path) = match form {
         Form::PostHog => (&fields.uuid, "$.uuid"),
@@ -118,23 +118,25 @@ pub(crate) fn judge(fields: &Fields<'_>, path_type: Option<EventType>) -> Result
         .as_str()
         .is_some_and(|id| !id.trim().is_empty() && id.chars().count() > MESSAGE_ID_CHARS_MAX)
     {
-        return Err(invalid(
-            Failure::Protocol,
-            id_path,
-            "is longer than 100 characters",
-        ));
+        return Err(Invalid {
+            failure: Failure::Protocol,
+            path: id_path,
+            keyword: "maxLength",
+            message: "is longer than 100 characters",
+        });
     }
     let is_anybody =
         form == Form::PostHog || fields.user_id.is_text() || fields.anonymous_id.is_text();
     if !is_anybody && event_type != EventType::Alias {
-        return Err(invalid(
-            Failure::IdentityMissing,
-            "$.userId",
-            "and `anonymousId` are both missing",
-        ));
+        return Err(Invalid {
+            failure: Failure::IdentityMissing,
+            path: "$.userId",
+            keyword: "required",
+            message: "and `anonymousId` are both missing",
+        });
     }
     if event_type == EventType::Track && !fields.event.is_text() {
-        return Err(invalid(Failure::SchemaViolation, "$.event", "is missing"));
+        return Err(nameless());
     }
     let original_timestamp = original_timestamp(fields)?;
     for (field, path) in [
@@ -143,7 +145,12 @@ pub(crate) fn judge(fields: &Fields<'_>, path_type: Option<EventType>) -> Result
         (&fields.traits, "$.traits"),
     ] {
         if !matches!(field, Field::Missing | Field::Object) {
-            return Err(invalid(Failure::SchemaViolation, path, "is not an object"));
+            return Err(Invalid {
+                failure: Failure::SchemaViolation,
+                path,
+                keyword: "type",
+                message: "is not an object",
+            });
         }
     }
     Ok(Verdict {
@@ -162,20 +169,21 @@ fn original_timestamp(fields: &Fields<'_>) -> Result<Option<i64>, Invalid> {
         return Ok(None);
     }
     let parsed = time.as_str().and_then(timestamp::parse);
-    parsed.map(Some).ok_or_else(|| {
-        invalid(
-            Failure::TimeInvalid,
-            "$.timestamp",
-            "is not an ISO-8601 time",
-        )
+    parsed.map(Some).ok_or(Invalid {
+        failure: Failure::TimeInvalid,
+        path: "$.timestamp",
+        keyword: "format",
+        message: "is not an ISO-8601 time",
     })
 }
 
-fn invalid(failure: Failure, path: &'static str, message: &'static str) -> Invalid {
+/// The refusal of an event without a name where it must have one.
+fn nameless() -> Invalid {
     Invalid {
-        failure,
-        path,
-        message,
+        failure: Failure::SchemaViolation,
+        path: "$.event",
+        keyword: "required",
+        message: "is missing",
     }
 }
 

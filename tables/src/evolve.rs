@@ -98,7 +98,9 @@ fn evolve_field(
         Widened::Never => {
             return Err(format!(
                 "column `{}` is `{}` and `{}` is wanted",
-                present.name, present.field_type, wanted.field_type
+                present.name,
+                in_words(&present.field_type),
+                in_words(&wanted.field_type)
             ));
         }
     };
@@ -136,6 +138,24 @@ fn widened(present: &Type, wanted: &Type) -> Widened {
         (Int, Long) => Widened::To(Long),
         (Float, Double) => Widened::To(Double),
         _ => Widened::Never,
+    }
+}
+
+/// Returns the type as Spark writes it, with what is in it and without field ids.
+fn in_words(field_type: &Type) -> String {
+    match field_type {
+        Type::Primitive(primitive) => primitive.to_string(),
+        Type::List(list) => format!("list<{}>", in_words(&list.element_field.field_type)),
+        Type::Map(map) => format!(
+            "map<{}, {}>",
+            in_words(&map.key_field.field_type),
+            in_words(&map.value_field.field_type)
+        ),
+        Type::Struct(fields) => {
+            let fields = fields.fields().iter();
+            let fields = fields.map(|it| format!("{}: {}", it.name, in_words(&it.field_type)));
+            format!("struct<{}>", fields.collect::<Vec<_>>().join(", "))
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, TimeUnit};
 use iceberg::arrow::arrow_schema_to_schema_auto_assign_ids;
 use iceberg::spec::{
     ListType, NestedField, NullOrder, PrimitiveType, Schema, SortDirection, SortField, SortOrder,
-    Transform, Type, UnboundPartitionSpec,
+    StructType, Transform, Type, UnboundPartitionSpec,
 };
 
 use crate::name::TableName;
@@ -305,6 +305,16 @@ pub fn raw_events() -> TableSpec {
         )
 }
 
+/// What the column `errors` of `raw.quarantine` says of each thing that is wrong, all of it text, and
+/// whether it always does.
+const ERROR_FIELDS: [(&str, bool); 5] = [
+    ("path", true),
+    ("keyword", true),
+    ("message", true),
+    ("expected", false),
+    ("actual_type", false),
+];
+
 /// Returns the spec of `raw.quarantine`, partitioned by day(received_at).
 pub fn raw_quarantine() -> TableSpec {
     let mut columns = Columns::default();
@@ -314,7 +324,7 @@ pub fn raw_quarantine() -> TableSpec {
         .add(true, "received_at", PrimitiveType::Timestamptz)
         .add(true, "failed_at", PrimitiveType::Timestamptz)
         .strings(true, &["failure_type"])
-        .string_list(true, "errors")
+        .struct_list(true, "errors", &ERROR_FIELDS)
         .strings(
             false,
             &["event_name", "message_id", "http_path", "ip", "user_agent"],
@@ -376,6 +386,33 @@ impl Columns {
         let id = self.next_id();
         let string = Type::Primitive(PrimitiveType::String);
         let element = NestedField::list_element(self.next_id(), string, true);
+        self.push_list(id, required, name, element)
+    }
+
+    /// Adds a list of structs of strings; each field with whether it is required.
+    fn struct_list(&mut self, required: bool, name: &str, fields: &[(&str, bool)]) -> &mut Self {
+        let (id, element_id) = (self.next_id(), self.next_id());
+        let string = Type::Primitive(PrimitiveType::String);
+        let fields = fields.iter().map(|&(name, required)| {
+            Arc::new(NestedField::new(
+                self.next_id(),
+                name,
+                string.clone(),
+                required,
+            ))
+        });
+        let item = Type::Struct(StructType::new(fields.collect()));
+        let element = NestedField::list_element(element_id, item, true);
+        self.push_list(id, required, name, element)
+    }
+
+    fn push_list(
+        &mut self,
+        id: i32,
+        required: bool,
+        name: &str,
+        element: NestedField,
+    ) -> &mut Self {
         let list = Type::List(ListType::new(Arc::new(element)));
         self.fields
             .push(Arc::new(NestedField::new(id, name, list, required)));

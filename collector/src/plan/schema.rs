@@ -47,20 +47,16 @@ impl Violation {
     pub fn short(&self) -> String {
         format!("{}: {}", self.path, self.keyword)
     }
+
+    /// Returns what is wrong, without the place and the keyword.
+    pub fn message(&self) -> String {
+        format!("{} expected, {} found", self.expected, self.actual_type)
+    }
 }
 
 impl std::fmt::Display for Violation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            path,
-            keyword,
-            expected,
-            actual_type,
-        } = self;
-        write!(
-            f,
-            "{path}: {keyword}: {expected} expected, {actual_type} found"
-        )
+        write!(f, "{}: {}: {}", self.path, self.keyword, self.message())
     }
 }
 

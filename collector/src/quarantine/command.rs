@@ -115,9 +115,10 @@ impl QuarantineCommand {
         let catalog = Catalog::open(&config.catalog).await;
         let catalog = catalog.map_err(QuarantineError::from)?;
         // A table that an older version made lacks columns that are asked for.
-        for spec in [schema::raw_events(), schema::raw_quarantine()] {
-            catalog.ensure(&spec).await.map_err(QuarantineError::from)?;
-        }
+        let events = catalog.ensure(&schema::raw_events()).await;
+        events.map_err(QuarantineError::from)?;
+        let quarantine = catalog.ensure(&schema::raw_quarantine()).await;
+        quarantine.map_err(QuarantineError::of_ensure)?;
         match self {
             Self::List { which, limit, json } => {
                 let entries = list(&catalog, &which.filter(Vec::new()), limit).await?;
@@ -220,7 +221,12 @@ fn as_table(listed: &[Listed]) -> String {
             entry.failure_type,
             text(&entry.company_id),
             text(&entry.event_name),
-            printable(entry.errors.first().map_or("-", String::as_str)),
+            printable(
+                &entry
+                    .errors
+                    .first()
+                    .map_or_else(|| "-".to_owned(), ToString::to_string)
+            ),
         )
         .expect("writing to a string cannot fail");
     }
@@ -272,7 +278,8 @@ async fn show(catalog: &Catalog, id: String) -> Result<String, QuarantineError> 
         writeln!(out, "{name:>10}  {value}").expect("writing to a string cannot fail");
     }
     for error in &entry.errors {
-        writeln!(out, "{:>10}  {}", "error", printable(error)).expect("writing to a string");
+        let error = printable(&error.to_string());
+        writeln!(out, "{:>10}  {error}", "error").expect("writing to a string");
     }
     if entry.payload_truncated {
         out.push_str(" truncated  only the first 64 KiB are kept: this event cannot be replayed\n");

@@ -6,6 +6,7 @@
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Int32Type, Int64Type, TimestampMicrosecondType};
+use arrow::error::ArrowError;
 use headwater_protocol::{AgentId, EventType, Record, Sequence, SourceKind};
 use serde::Serialize;
 use serde_bytes::ByteBuf;
@@ -13,6 +14,7 @@ use serde_bytes::ByteBuf;
 use super::QuarantineError;
 use crate::ledger::Key;
 use crate::staging::event_rows::timestamptz;
+use crate::staging::flaws::{self, Flaw};
 
 /// Columns that are read.
 pub(super) const COLUMNS: [&str; 24] = [
@@ -58,7 +60,7 @@ pub struct Entry {
     /// Class of the failure.
     pub failure_type: String,
     /// What is wrong with it.
-    pub errors: Vec<String>,
+    pub errors: Vec<Flaw>,
     /// Its name, as far as it can be made out.
     pub event_name: Option<String>,
     /// Its message id, as far as it can be made out.
@@ -147,10 +149,13 @@ fn source_kind(name: &str) -> Option<SourceKind> {
 struct Columns<'a>(&'a RecordBatch);
 
 impl Columns<'_> {
-    fn get(&self, name: &str, data_type: &DataType) -> Result<ArrayRef, QuarantineError> {
+    fn column(&self, name: &str) -> Result<&ArrayRef, QuarantineError> {
         let column = self.0.column_by_name(name);
-        let column = column.ok_or_else(|| QuarantineError::Row(format!("no column `{name}`")))?;
-        cast(column, data_type).map_err(|error| QuarantineError::Row(format!("`{name}`: {error}")))
+        column.ok_or_else(|| QuarantineError::Row(format!("no column `{name}`")))
+    }
+
+    fn get(&self, name: &str, data_type: &DataType) -> Result<ArrayRef, QuarantineError> {
+        cast(self.column(name)?, data_type).map_err(|error| of_type(name, &error))
     }
 
     fn texts(&self, name: &str) -> Result<Vec<Option<String>>, QuarantineError> {
@@ -170,9 +175,17 @@ impl Columns<'_> {
         Ok(times.iter().collect())
     }
 
+    fn flaws(&self, name: &str) -> Result<Vec<Vec<Flaw>>, QuarantineError> {
+        flaws::read(self.column(name)?).map_err(|error| of_type(name, &error))
+    }
+
     fn flags(&self, name: &str) -> Result<BooleanArray, QuarantineError> {
         Ok(self.get(name, &DataType::Boolean)?.as_boolean().clone())
     }
+}
+
+fn of_type(column: &str, error: &ArrowError) -> QuarantineError {
+    QuarantineError::Row(format!("`{column}`: {error}"))
 }
 
 /// Returns the rows of a batch.
@@ -194,15 +207,12 @@ pub(super) fn entries(rows: &RecordBatch) -> Result<Vec<Entry>, QuarantineError>
     let truncated = columns.flags("payload_truncated")?;
     let payloads = columns.get("payload", &DataType::Binary)?;
     let payloads = payloads.as_binary::<i32>();
-    let errors = columns.get("errors", &list_of_texts())?;
-    let errors = errors.as_list::<i32>();
+    let errors = columns.flaws("errors")?;
     (0..rows.num_rows())
         .map(|row| {
             let agent: AgentId = text(&keys[row])
                 .parse()
                 .map_err(|error| QuarantineError::Row(format!("{error}")))?;
-            let of_row = errors.value(row);
-            let of_row = of_row.as_string::<i32>().iter().flatten();
             Ok(Entry {
                 quarantine_id: text(&ids[row]),
                 company_id: companies[row].clone(),
@@ -210,7 +220,7 @@ pub(super) fn entries(rows: &RecordBatch) -> Result<Vec<Entry>, QuarantineError>
                 received_at: received[row].unwrap_or_default(),
                 failed_at: failed[row].unwrap_or_default(),
                 failure_type: text(&failures[row]),
-                errors: of_row.map(str::to_owned).collect(),
+                errors: errors[row].clone(),
                 event_name: names[row].clone(),
                 message_id: messages[row].clone(),
                 schema_ref: schemas[row].clone(),
@@ -241,8 +251,4 @@ pub(super) fn entries(rows: &RecordBatch) -> Result<Vec<Entry>, QuarantineError>
 
 fn text(value: &Option<String>) -> String {
     value.clone().unwrap_or_default()
-}
-
-fn list_of_texts() -> DataType {
-    DataType::new_list(DataType::Utf8, true)
 }

@@ -24,12 +24,22 @@ use crate::ledger::Key;
 pub use entry::Entry;
 use entry::{COLUMNS, entries};
 
+/// What to do with a `raw.quarantine` whose columns are of other types.
+pub(crate) const OTHER_VERSION: &str =
+    "a version with other columns made this table: rename or drop it, and a new one is made";
+
 /// Why a command on the quarantine failed. What it said to be done is done; run it again.
 #[derive(Debug, thiserror::Error)]
 pub enum QuarantineError {
     /// The catalog cannot be read.
     #[error("the catalog cannot be read: {0}; check the [catalog] section")]
     Catalog(#[from] CatalogError),
+    /// `raw.quarantine` has columns of other types.
+    #[error("{source}; {advice}", advice = OTHER_VERSION)]
+    OtherVersion {
+        /// What differs.
+        source: CatalogError,
+    },
     /// A table cannot be read.
     #[error("table `{table}` cannot be read: {source}")]
     Read {
@@ -68,6 +78,16 @@ pub enum QuarantineError {
     /// A hook ended it, in tests.
     #[error("killed at `{0:?}` by its fault hook")]
     Killed(replay::ReplayPoint),
+}
+
+impl QuarantineError {
+    /// Says why `raw.quarantine` is not as it must be.
+    fn of_ensure(error: CatalogError) -> Self {
+        match error {
+            CatalogError::Incompatible { .. } => Self::OtherVersion { source: error },
+            _ => Self::Catalog(error),
+        }
+    }
 }
 
 /// Which rows are meant. Empty means all.

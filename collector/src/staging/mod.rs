@@ -6,6 +6,7 @@
 
 pub mod actor;
 pub(crate) mod event_rows;
+pub mod flaws;
 mod promoted_column;
 pub mod quarantine_rows;
 pub mod time_rule;

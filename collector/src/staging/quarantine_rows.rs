@@ -7,8 +7,8 @@
 use std::sync::{Arc, LazyLock};
 
 use arrow::array::{
-    ArrayRef, BinaryBuilder, BooleanBuilder, Int32Builder, Int64Builder, ListBuilder,
-    StringBuilder, TimestampMicrosecondBuilder,
+    ArrayRef, BinaryBuilder, BooleanBuilder, Int32Builder, Int64Builder, StringBuilder,
+    TimestampMicrosecondBuilder,
 };
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use super::BatchOrigin;
 use super::event_rows::timestamptz;
+use super::flaws::{self, Flaw, FlawsBuilder};
 use crate::plan::{Blocked, Judgement};
 
 /// Bytes of a payload that are kept: 64 KiB.
@@ -32,7 +33,6 @@ const UNPLANNED_EVENT: &str = "unplanned_event";
 /// The Arrow schema of the rows, in column order.
 pub(crate) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
     use DataType::{Binary, Boolean, Int32, Int64, Utf8};
-    let errors = DataType::List(Arc::new(Field::new_list_field(Utf8, true)));
     let columns = [
         ("quarantine_id", Utf8, false),
         ("company_id", Utf8, true),
@@ -40,7 +40,7 @@ pub(crate) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
         ("received_at", timestamptz(), false),
         ("failed_at", timestamptz(), false),
         ("failure_type", Utf8, false),
-        ("errors", errors, false),
+        ("errors", flaws::data_type(), false),
         ("event_name", Utf8, true),
         ("message_id", Utf8, true),
         ("http_path", Utf8, true),
@@ -83,7 +83,7 @@ pub(crate) struct QuarantineRows {
     received_at: TimestampMicrosecondBuilder,
     failed_at: TimestampMicrosecondBuilder,
     failure_type: StringBuilder,
-    errors: ListBuilder<StringBuilder>,
+    errors: FlawsBuilder,
     event_name: StringBuilder,
     message_id: StringBuilder,
     http_path: StringBuilder,
@@ -116,7 +116,7 @@ impl Default for QuarantineRows {
             received_at: time(),
             failed_at: time(),
             failure_type: StringBuilder::new(),
-            errors: ListBuilder::new(StringBuilder::new()),
+            errors: FlawsBuilder::default(),
             event_name: StringBuilder::new(),
             message_id: StringBuilder::new(),
             http_path: StringBuilder::new(),
@@ -172,10 +172,8 @@ impl QuarantineRows {
             Blocked::SchemaViolation => Failure::SchemaViolation.as_str(),
             Blocked::UnplannedEvent => UNPLANNED_EVENT,
         });
-        for violation in &judgement.violations {
-            self.errors.values().append_value(violation.to_string());
-        }
-        self.errors.append(true);
+        self.errors
+            .push(judgement.violations.iter().map(Flaw::from));
         self.push_position(origin, sequence);
     }
 
@@ -222,19 +220,14 @@ impl QuarantineRows {
         self.attempt.append_null();
         self.clock_skew_ms.append_null();
         self.schema_ref.append_null();
-        self.push_failure(&Invalid {
-            failure: Failure::Encoding,
-            path: "$",
-            message: "is not a record",
-        });
+        self.push_failure(&Invalid::NOT_A_RECORD);
         self.push_payload(bytes);
         self.push_position(origin, sequence);
     }
 
     fn push_failure(&mut self, invalid: &Invalid) {
         self.failure_type.append_value(invalid.failure.as_str());
-        self.errors.values().append_value(invalid.to_string());
-        self.errors.append(true);
+        self.errors.push([Flaw::from(invalid)]);
     }
 
     fn push_payload(&mut self, bytes: &[u8]) {
@@ -271,7 +264,7 @@ impl QuarantineRows {
             Arc::new(self.received_at.finish()),
             Arc::new(self.failed_at.finish()),
             Arc::new(self.failure_type.finish()),
-            Arc::new(self.errors.finish()),
+            self.errors.finish()?,
             Arc::new(self.event_name.finish()),
             Arc::new(self.message_id.finish()),
             Arc::new(self.http_path.finish()),

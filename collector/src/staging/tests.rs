@@ -240,9 +240,20 @@ fn what_the_plan_keeps_out_is_in_quarantine_with_everything_that_a_replay_needs(
     let types = rows.column_by_name("failure_type").unwrap();
     let types: Vec<_> = types.as_string::<i32>().iter().flatten().collect();
     assert_eq!(types, ["schema_violation", "unplanned_event"]);
+    let flaws = flaws::read(rows.column_by_name("errors").unwrap()).unwrap();
+    let lines = |row: usize| {
+        flaws[row]
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
     assert_eq!(
-        list(&rows, "errors", 0).unwrap(),
+        lines(0),
         ["$.properties.x: required: a value expected, missing found"]
+    );
+    assert_eq!(
+        lines(1),
+        ["$.event: unplanned: a name of the tracking plan expected, string found"]
     );
     for (column, expected) in [
         ("schema_ref", "E@3"),
@@ -386,6 +397,9 @@ fn every_slot_becomes_one_row_with_its_sequence() {
     let failures = rows.quarantine.column_by_name("failure_type").unwrap();
     let failures: Vec<_> = failures.as_string::<i32>().iter().flatten().collect();
     assert_eq!(failures, ["identity_missing", "encoding", "payload_format"]);
+    let flaws = flaws::read(rows.quarantine.column_by_name("errors").unwrap()).unwrap();
+    let keywords: Vec<_> = flaws.iter().map(|row| row[0].keyword.as_str()).collect();
+    assert_eq!(keywords, ["required", "encoding", "format"]);
     assert_eq!(text(&rows.quarantine, "message_id"), Some("m"));
     assert_eq!(text(&rows.quarantine, "quarantine_id"), Some("agent-1/5/2"));
 }

@@ -12,8 +12,12 @@ use headwater_collector::plan::Plan;
 use headwater_collector::quarantine::command::{QuarantineCommand, list};
 use headwater_collector::quarantine::replay::{ReplayPoint, Replayed, replay};
 use headwater_collector::quarantine::{Filter, QuarantineError};
+use headwater_collector::start;
 use headwater_protocol::{Record, SourceKind};
-use headwater_tables::Catalog;
+use headwater_service::clock::SystemClock;
+use headwater_tables::{Catalog, TableName, TableSpec, schema};
+use iceberg::spec::{ListType, NestedField, PrimitiveType, Schema, Type};
+use tokio_util::sync::CancellationToken;
 
 use crate::world::{World, acked, bad, debatable};
 
@@ -136,7 +140,8 @@ async fn the_command_line_shows_reason_and_bytes_and_says_what_is_open() {
     let id = format!("agent-1/{}/3", crate::world::EPOCH);
     let shown = execute(&format!("quarantine show {id}")).await.unwrap();
     assert!(shown.contains("status  open"), "{shown}");
-    assert!(shown.contains("$.properties.method: required"), "{shown}");
+    let error = "error  $.properties.method: required: a value expected, missing found\n";
+    assert!(shown.contains(error), "{shown}");
     assert!(shown.contains("\"messageId\": \"m-3\""), "{shown}");
     let listed = execute("quarantine list --type schema_violation --json").await;
     let listed = listed.unwrap();
@@ -146,6 +151,20 @@ async fn the_command_line_shows_reason_and_bytes_and_says_what_is_open() {
             .lines()
             .all(|line| line.contains("\"status\":\"open\""))
     );
+    let first: serde_json::Value = serde_json::from_str(listed.lines().next().unwrap()).unwrap();
+    let error = serde_json::json!({
+        "path": "$.properties.method",
+        "keyword": "required",
+        "message": "a value expected, missing found",
+        "expected": "a value",
+        "actual_type": "missing",
+    });
+    assert_eq!(first["errors"], serde_json::json!([error]));
+    let listed = execute("quarantine list --type identity_missing").await;
+    let listed = listed.unwrap();
+    assert_eq!(listed.lines().count(), 2);
+    let error = "$.userId: and `anonymousId` are both missing";
+    assert!(listed.lines().all(|line| line.ends_with(error)), "{listed}");
     let dry = execute(&format!("quarantine replay --id {id} --dry-run")).await;
     assert!(dry.unwrap().starts_with("1 events would be added"));
     let done = execute("quarantine replay --since 2020-01-01T00:00:00Z").await;
@@ -260,4 +279,50 @@ async fn two_replays_at_once_add_every_event_once() {
         assert_eq!(one.present + two.present, 10);
     });
     assert_replayed(&world).await;
+}
+
+/// Returns what `raw.quarantine` was when its errors were texts.
+fn with_errors_as_texts() -> TableSpec {
+    let mut spec = schema::raw_quarantine();
+    let text = || Type::Primitive(PrimitiveType::String);
+    let fields = spec.schema.as_struct().fields().iter().map(|field| {
+        if field.name != "errors" {
+            return Arc::clone(field);
+        }
+        let element = NestedField::list_element(1000, text(), true);
+        let texts = Type::List(ListType::new(Arc::new(element)));
+        Arc::new(NestedField::required(field.id, "errors", texts))
+    });
+    let fields: Vec<_> = fields.collect();
+    spec.schema = Schema::builder().with_fields(fields).build().unwrap();
+    spec
+}
+
+/// Neither collector nor commands touch it; it is renamed, as they say, and stays readable.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quarantine_of_another_version_is_named_in_one_line_that_says_what_to_do() {
+    let world = World::new();
+    let before = catalog(&world).await;
+    before.ensure(&with_errors_as_texts()).await.unwrap();
+    let config = world.config();
+    let (clock, stop) = (SystemClock::shared(), CancellationToken::new());
+    let refused = start(config.clone(), clock, stop).await.unwrap_err();
+    let words = Words::try_parse_from(["quarantine", "list"]).unwrap();
+    let also_refused = words.command.execute(&config).await.unwrap_err();
+    let expected = "table `raw.quarantine` cannot be used: column `errors` is `list<string>` and \
+        `list<struct<path: string, keyword: string, message: string, expected: string, \
+        actual_type: string>>` is wanted; a version with other columns made this table: \
+        rename or drop it, and a new one is made";
+    assert_eq!(refused.to_string(), expected);
+    assert_eq!(also_refused.to_string(), expected);
+    let rename = "UPDATE iceberg_tables SET table_name = 'quarantine_before' \
+        WHERE table_name = 'quarantine'";
+    world.in_database(rename).await;
+    let collector = world.collector().await;
+    let agent = world.agent("agent-1", &collector).await;
+    assert_eq!(acked(agent.send_records(1, &[bad(1)]).await), 1);
+    collector.stop().await;
+    world.assert_quarantine("agent-1", std::iter::once(1)).await;
+    let renamed: TableName = "raw.quarantine_before".parse().unwrap();
+    catalog(&world).await.load(&renamed).await.unwrap();
 }

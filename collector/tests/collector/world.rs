@@ -159,14 +159,16 @@ impl World {
 
     /// Renames a table of the catalog's database: one way to lose a catalog.
     pub(crate) async fn rename_table(&self, from: &str, to: &str) {
+        self.in_database(&format!("ALTER TABLE {from} RENAME TO {to}"))
+            .await;
+    }
+
+    /// Runs a statement in the catalog's database.
+    pub(crate) async fn in_database(&self, statement: &str) {
         let mut database = sqlx::SqliteConnection::connect(&self.catalog.uri)
             .await
             .unwrap();
-        let statement = format!("ALTER TABLE {from} RENAME TO {to}");
-        sqlx::query(&statement)
-            .execute(&mut database)
-            .await
-            .unwrap();
+        sqlx::query(statement).execute(&mut database).await.unwrap();
         database.close().await.unwrap();
     }
 

@@ -9,6 +9,7 @@ mod events;
 mod interactions;
 mod lake;
 mod plans;
+mod quarantine;
 mod s3;
 #[path = "../s3/server.rs"]
 #[allow(dead_code, reason = "other tests use the rest of it")]

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use arrow::array::{
     Array, ArrayRef, Int32Array, Int64Array, LargeStringArray, ListArray, ListBuilder, RecordBatch,
-    StringArray, StringBuilder, TimestampMillisecondArray, UInt64Array,
+    StringArray, StringBuilder, StructArray, TimestampMillisecondArray, UInt64Array,
 };
+use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use headwater_tables::{Change, Partition, TableSpec, schema, write};
 use iceberg::spec::{Datum, PrimitiveLiteral};
@@ -204,13 +205,23 @@ async fn raw_tables_take_rows_of_every_type() {
 /// Returns a column of two values of the field's type.
 fn sample(field: &Field) -> ArrayRef {
     match field.data_type() {
-        DataType::List(item) => {
-            let mut list = ListBuilder::new(StringBuilder::new()).with_field(item.clone());
-            list.append_value([Some("late"), Some("bot")]);
-            list.append_value(Vec::<Option<&str>>::new());
-            let list: ListArray = list.finish();
-            Arc::new(list)
-        }
+        DataType::List(item) => match item.data_type() {
+            DataType::Struct(fields) => {
+                let columns = fields.iter().map(|field| sample(field)).collect();
+                let structs = StructArray::new(fields.clone(), columns, None);
+                // Both in the first row, none in the second.
+                let offsets = OffsetBuffer::from_lengths([2, 0]);
+                let list = ListArray::new(item.clone(), offsets, Arc::new(structs), None);
+                Arc::new(list)
+            }
+            _ => {
+                let mut list = ListBuilder::new(StringBuilder::new()).with_field(item.clone());
+                list.append_value([Some("late"), Some("bot")]);
+                list.append_value(Vec::<Option<&str>>::new());
+                let list: ListArray = list.finish();
+                Arc::new(list)
+            }
+        },
         DataType::FixedSizeBinary(16) => {
             let values = [[7u8; 16], [9u8; 16]];
             Arc::new(arrow::array::FixedSizeBinaryArray::try_from_iter(values.iter()).unwrap())

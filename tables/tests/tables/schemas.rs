@@ -129,6 +129,14 @@ async fn what_old_rows_cannot_satisfy_is_refused() {
             }),
         ),
         (
+            "column `note` is `string` and `list<struct<path: string>>` is wanted",
+            spec_with(|fields| {
+                let path = Field::new("path", DataType::Utf8, false);
+                let item = DataType::Struct(vec![path].into());
+                fields[2] = Field::new("note", DataType::new_list(item, true), true);
+            }),
+        ),
+        (
             "required column `id`",
             spec_with(|fields| {
                 fields.remove(0);

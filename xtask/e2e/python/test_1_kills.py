@@ -64,5 +64,6 @@ def test_invalid_events_are_in_quarantine_with_reason_and_bytes(after_kills, hou
     assert quarantined <= after_kills.must_be_quarantined | after_kills.may_be_quarantined
     for row in rows:
         assert row["failure_type"] == "schema_violation"
-        assert row["errors"] and row["errors"][0].startswith("$.event"), row["errors"]
+        (error,) = row["errors"]
+        assert (error["path"], error["keyword"]) == ("$.event", "required"), error
         assert row["message_id"].encode() in row["payload"], "not the original bytes"

@@ -1,6 +1,8 @@
 """Every reader sees the same: PyIceberg from the files, Python ADBC and JDBC through Flight SQL."""
 
 from datetime import datetime, timezone
+from pathlib import Path
+from urllib.parse import urlparse
 
 import pytest
 
@@ -56,6 +58,23 @@ def test_adbc_counts_equal(served, expected_rows):
             schema, table = name.split(".")
             (row,) = readers.query(connection, f'SELECT count(*) FROM "{schema}"."{table}"')
             assert row == (expected,), name
+
+
+def test_every_reader_sees_the_same_errors_of_the_quarantine(served, tmp_path):
+    """They are a list of structs."""
+    columns = ("quarantine_id", "errors")
+
+    def by_id(rows):
+        return {row["quarantine_id"]: row["errors"] for row in rows.to_pylist()}
+
+    table = readers.iceberg_table(served.data, "raw.quarantine")
+    expected = by_id(readers.rows_of(table, *columns))
+    assert expected and all(error["keyword"] for errors in expected.values() for error in errors)
+    head = Path(urlparse(table.metadata_location).path)
+    assert by_id(readers.chdb_rows_of(head, columns, tmp_path / "chdb.arrow")) == expected
+    with readers.flight_sql(served.port, served.ca) as connection, connection.cursor() as cursor:
+        cursor.execute(f"SELECT {', '.join(columns)} FROM raw.quarantine")
+        assert by_id(cursor.fetch_arrow_table()) == expected
 
 
 def test_events_view_is_deduplicated_and_complete(served):
