@@ -101,6 +101,7 @@ fn config() -> Config {
         tls: nowhere.into(),
         catalog: Default::default(),
         plan: Default::default(),
+        quarantine: Default::default(),
         // Commits what is there: the rounds of the bench say when.
         commit: CommitConfig {
             interval_ms: 0,

@@ -36,6 +36,9 @@ pub struct Config {
     /// The tracking plan that events are judged by.
     #[serde(default)]
     pub plan: PlanConfig,
+    /// How long what could not be stored should be kept.
+    #[serde(default)]
+    pub quarantine: QuarantineConfig,
     /// Bounds on what agents may send.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -209,6 +212,22 @@ impl PlanConfig {
     }
 }
 
+/// The `[quarantine]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QuarantineConfig {
+    /// Days after its judgement until which a quarantined event should be kept: `retention_until` of its
+    /// row says when they are over. Default 90: time to mend a sender or a plan and replay. Nothing
+    /// deletes a row yet. Lower leaves less time, higher keeps personal data for longer.
+    pub retention_days: u32,
+}
+
+impl Default for QuarantineConfig {
+    fn default() -> Self {
+        Self { retention_days: 90 }
+    }
+}
+
 /// The `[limits]` section.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -347,6 +366,11 @@ impl Config {
                 "must be above 0",
             ),
             (
+                "quarantine.retention_days",
+                (1..=36_500).contains(&self.quarantine.retention_days),
+                "must be from 1 to 36500",
+            ),
+            (
                 "limits.batch_bytes_max",
                 (1024..=256 * 1024 * 1024).contains(&limits.batch_bytes_max),
                 "must be from 1024 to 268435456",
@@ -402,6 +426,10 @@ mod tests {
             ("[quic]\nsessions_max = 0\n", "quic.sessions_max"),
             ("[commit]\nretry_min_ms = 0\n", "commit.retry_min_ms"),
             ("[catalog]\ntimeout_ms = 0\n", "catalog.timeout_ms"),
+            (
+                "[quarantine]\nretention_days = 0\n",
+                "quarantine.retention_days",
+            ),
             (
                 "[limits]\nagent_staged_bytes_max = 2048\n",
                 "limits.agent_staged_bytes_max",

@@ -343,7 +343,8 @@ impl Intake {
             header.epoch,
             header,
             self.shared.clock.now(),
-        );
+        )
+        .kept_for_days(self.shared.config.quarantine.retention_days);
         let header = header.clone();
         let staged = blocking(move || staging::stage(&origin, &header, &body, &plan)).await;
         drop(core);

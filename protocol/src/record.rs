@@ -1,5 +1,6 @@
 //! An event as the agent accepted it: the request's facts and the untouched body.
 
+use serde::ser::{SerializeStruct, Serializer};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
@@ -18,9 +19,18 @@ pub enum SourceKind {
     Mobile,
 }
 
+/// Longest `Content-Type` and longest `Content-Encoding` that a record keeps, in bytes.
+pub const FORM_BYTES_MAX: usize = 64;
+
+/// Fields that every record has.
+const FIELDS_ALWAYS: usize = 11;
+
 /// One accepted event. Its MessagePack form (an array in field order) is what the buffer stores and
-/// the wire carries; new fields go last and have a default.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// the wire carries; new fields go last and have a default. Fields at the end that are `None` are not
+/// written, so that the usual event takes no byte for them and looks the same to an older reader; one
+/// before a field that is written is nil. An older reader takes an array that is longer than it knows
+/// for no record, so collectors are upgraded before agents.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Record {
     /// When the agent accepted the request: microseconds since the Unix epoch.
     pub received_at: i64,
@@ -46,12 +56,57 @@ pub struct Record {
     pub body: ByteBuf,
     /// How far the device's clock is behind the agent's, in milliseconds (negative: ahead): the
     /// smallest `received_at - sent_at` that the agent saw lately from this device. `None` when it
-    /// knows none. Not written then, so such a record looks the same to an older reader.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// knows none.
+    #[serde(default)]
     pub skew_ms: Option<i64>,
+    /// `Content-Type` of the request, at most [`FORM_BYTES_MAX`] bytes; `None` for plain JSON and where
+    /// the request says nothing.
+    #[serde(default)]
+    pub content_type: Option<String>,
+    /// `Content-Encoding` of the request, at most [`FORM_BYTES_MAX`] bytes; `None` without one.
+    #[serde(default)]
+    pub encoding: Option<String>,
+}
+
+impl Serialize for Record {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let more = self.fields_at_end();
+        let mut fields = serializer.serialize_struct("Record", FIELDS_ALWAYS + more)?;
+        fields.serialize_field("received_at", &self.received_at)?;
+        fields.serialize_field("company_id", &self.company_id)?;
+        fields.serialize_field("source_id", &self.source_id)?;
+        fields.serialize_field("source_kind", &self.source_kind)?;
+        fields.serialize_field("path", &self.path)?;
+        fields.serialize_field("event_type", &self.event_type)?;
+        fields.serialize_field("sent_at", &self.sent_at)?;
+        fields.serialize_field("attempt", &self.attempt)?;
+        fields.serialize_field("ip", &self.ip)?;
+        fields.serialize_field("user_agent", &self.user_agent)?;
+        fields.serialize_field("body", &self.body)?;
+        if more >= 1 {
+            fields.serialize_field("skew_ms", &self.skew_ms)?;
+        }
+        if more >= 2 {
+            fields.serialize_field("content_type", &self.content_type)?;
+        }
+        if more >= 3 {
+            fields.serialize_field("encoding", &self.encoding)?;
+        }
+        fields.end()
+    }
 }
 
 impl Record {
+    /// Returns how many fields are written after those that every record has.
+    fn fields_at_end(&self) -> usize {
+        match (&self.skew_ms, &self.content_type, &self.encoding) {
+            (_, _, Some(_)) => 3,
+            (_, Some(_), None) => 2,
+            (Some(_), None, None) => 1,
+            (None, None, None) => 0,
+        }
+    }
+
     /// Appends the MessagePack form to `out`.
     pub fn encode_into(&self, out: &mut Vec<u8>) {
         rmp_serde::encode::write(out, self).expect("writing to memory cannot fail");
@@ -59,9 +114,15 @@ impl Record {
 
     /// Returns how many bytes its MessagePack form takes at most; a few dozen too many.
     pub fn encoded_bytes_max(&self) -> usize {
-        /// Twelve fields: their markers and lengths, numbers, and the names of kind and type.
+        /// Fourteen fields: their markers and lengths, numbers, and the names of kind and type.
         const FIXED_BYTES: usize = 96;
-        let texts = [&self.sent_at, &self.ip, &self.user_agent];
+        let texts = [
+            &self.sent_at,
+            &self.ip,
+            &self.user_agent,
+            &self.content_type,
+            &self.encoding,
+        ];
         let texts = texts.into_iter().flatten().map(String::len).sum::<usize>();
         let ids = self.company_id.len() + self.source_id.len() + self.path.len();
         FIXED_BYTES + ids + texts + self.body.len()

@@ -441,5 +441,7 @@ fn record(world: &World, id: &str, kind: Kind) -> Record {
         user_agent: None,
         body: ByteBuf::from(body.into_bytes()),
         skew_ms: None,
+        content_type: None,
+        encoding: None,
     }
 }

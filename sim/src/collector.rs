@@ -112,6 +112,7 @@ fn config(world: &World) -> Config {
             ..CommitConfig::default()
         },
         plan: Default::default(),
+        quarantine: Default::default(),
         limits: LimitsConfig {
             batches_in_flight_max: 8,
             park_ms: 500,

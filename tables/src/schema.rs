@@ -345,6 +345,10 @@ pub fn raw_quarantine() -> TableSpec {
         )
         .add(false, "attempt", PrimitiveType::Int)
         .add(false, "clock_skew_ms", PrimitiveType::Long)
+        .strings(true, &["processor_name"])
+        .add(true, "maximum_allowed_bytes", PrimitiveType::Long)
+        .add(true, "retention_until", PrimitiveType::Timestamptz)
+        .strings(false, &["content_type", "encoding"])
         .lineage();
     let spec = columns.spec(&RAW_QUARANTINE, Partition::Day("received_at".to_owned()));
     without_bounds(spec, "payload")
@@ -445,7 +449,7 @@ mod tests {
 
     #[test]
     fn constant_specs_are_possible_tables() {
-        for (spec, columns) in [(raw_events(), 45), (raw_quarantine(), 26)] {
+        for (spec, columns) in [(raw_events(), 45), (raw_quarantine(), 31)] {
             assert_eq!(
                 spec.schema.as_struct().fields().len(),
                 columns,

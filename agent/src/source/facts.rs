@@ -6,7 +6,7 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use headwater_protocol::{EventType, Record};
+use headwater_protocol::{EventType, FORM_BYTES_MAX, Record};
 use headwater_service::clock::Micros;
 use serde_bytes::ByteBuf;
 
@@ -30,6 +30,8 @@ pub(super) struct Facts {
     pub(super) attempt: Option<u32>,
     ip: Option<String>,
     user_agent: Option<String>,
+    content_type: Option<String>,
+    encoding: Option<String>,
 }
 
 impl Facts {
@@ -54,6 +56,8 @@ impl Facts {
             attempt: attempt(text("x-retry-count"), text("posthog-attempt")),
             ip: forwarded.or(peer).map(|ip| network(ip).to_string()),
             user_agent: text("user-agent").map(|text| cut(text, USER_AGENT_BYTES_MAX).to_owned()),
+            content_type: text("content-type").and_then(content_type),
+            encoding: text("content-encoding").and_then(encoding),
         }
     }
 
@@ -78,8 +82,29 @@ impl Facts {
             user_agent: self.user_agent.clone(),
             body: ByteBuf::from(body),
             skew_ms: None,
+            content_type: self.content_type.clone(),
+            encoding: self.encoding.clone(),
         }
     }
+}
+
+/// Returns what a record keeps of a `Content-Type`: nothing of plain JSON, so that what nearly everybody
+/// sends takes no byte.
+fn content_type(text: &str) -> Option<String> {
+    let mut parts = text.split(';').map(str::trim);
+    let is_json = parts.next()?.eq_ignore_ascii_case("application/json");
+    let is_utf8 = |part: &str| part.is_empty() || part.eq_ignore_ascii_case("charset=utf-8");
+    kept(text, is_json && parts.all(is_utf8))
+}
+
+/// Returns what a record keeps of a `Content-Encoding`.
+fn encoding(text: &str) -> Option<String> {
+    kept(text, text.trim().eq_ignore_ascii_case("identity"))
+}
+
+fn kept(text: &str, is_usual: bool) -> Option<String> {
+    let text = text.trim();
+    (!is_usual && !text.is_empty()).then(|| cut(text, FORM_BYTES_MAX).to_owned())
 }
 
 /// Returns how often the client had tried before: Segment counts retries, PostHog attempts.
@@ -132,5 +157,34 @@ mod tests {
         assert_eq!(attempt(None, Some("3")), Some(2));
         assert_eq!(attempt(None, Some("0")), None);
         assert_eq!(attempt(Some("many"), None), None);
+    }
+
+    #[test]
+    fn the_form_of_a_request_is_kept_where_it_is_not_plain_json() {
+        for plain in [
+            "application/json",
+            "Application/JSON; charset=UTF-8",
+            "application/json;",
+            " ",
+        ] {
+            assert_eq!(content_type(plain), None, "{plain}");
+        }
+        let long = format!("multipart/form-data; boundary={}", "x".repeat(100));
+        for (sent, kept) in [
+            ("text/plain", "text/plain"),
+            (" text/plain ", "text/plain"),
+            (
+                "application/json; charset=latin1",
+                "application/json; charset=latin1",
+            ),
+            ("application/jsonl", "application/jsonl"),
+            (&long, &long[..FORM_BYTES_MAX]),
+        ] {
+            assert_eq!(content_type(sent).as_deref(), Some(kept), "{sent}");
+        }
+        assert_eq!(encoding("gzip").as_deref(), Some("gzip"));
+        assert_eq!(encoding(&long).unwrap().len(), FORM_BYTES_MAX);
+        assert_eq!(encoding("Identity"), None);
+        assert_eq!(encoding(""), None);
     }
 }

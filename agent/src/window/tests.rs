@@ -166,6 +166,8 @@ fn fingerprints_differ_in_every_part_and_under_every_key() {
         user_agent: None,
         body: serde_bytes::ByteBuf::from(body.to_vec()),
         skew_ms: None,
+        content_type: None,
+        encoding: None,
     };
     let key = Fingerprinter { key: [7; 16] };
     let track = Some(EventType::Track);
@@ -187,6 +189,8 @@ fn fingerprints_differ_in_every_part_and_under_every_key() {
         attempt: Some(1),
         sent_at: Some("2026-01-01T00:00:00Z".to_owned()),
         skew_ms: Some(3),
+        content_type: Some("text/plain".to_owned()),
+        encoding: Some("gzip".to_owned()),
         ..first.clone()
     };
     assert_eq!(key.fingerprint(&first), key.fingerprint(&retry));

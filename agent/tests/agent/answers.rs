@@ -130,6 +130,49 @@ async fn post_events_as(agent: &Agent, content_type: &str, body: &[u8]) -> Respo
     answer.unwrap()
 }
 
+/// The form of the request goes with each event where it is not plain JSON, and costs nothing else.
+#[tokio::test]
+async fn what_is_no_plain_json_says_so_in_its_record() {
+    let site = Site::new();
+    let tables = Arc::default();
+    let collector = Collector::start(&site, &tables, Manner::Prompt).await;
+    let agent = Agent::start(site.config(collector.address)).await;
+    const PLAIN: (&str, &str) = ("content-type", "application/json; charset=utf-8");
+    const TEXT: (&str, &str) = ("content-type", "text/plain");
+    const GZIP: (&str, &str) = ("content-encoding", "gzip");
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], [Option<&'a str>; 2]);
+    let cases: [Case<'_>; 4] = [
+        ("json", &[PLAIN], [None, None]),
+        ("silent", &[], [None, None]),
+        ("text", &[TEXT], [Some("text/plain"), None]),
+        ("packed", &[PLAIN, GZIP], [None, Some("gzip")]),
+    ];
+    for (id, form, _) in &cases {
+        let body = batch([*id], 0);
+        let body = if form.contains(&GZIP) {
+            gzip(&body)
+        } else {
+            body.into()
+        };
+        let headers = [&[BASIC], *form].concat();
+        let answer = request(agent.address, "POST", "/v1/batch", &headers, &body).await;
+        assert_eq!(answer.unwrap().status, 200, "{id}");
+    }
+    agent.until_drained().await;
+    agent.stop().await;
+    let tables = tables.lock();
+    let records: Vec<_> = tables.records().collect();
+    assert_eq!(records.len(), cases.len());
+    for ((id, _, expected), record) in cases.iter().zip(&records) {
+        let found = [record.content_type.as_deref(), record.encoding.as_deref()];
+        assert_eq!(found, *expected, "{id}");
+    }
+    // Eleven fields, as before there were more.
+    for record in &records[..2] {
+        assert_eq!(record.encode()[0], 0x9b);
+    }
+}
+
 #[tokio::test]
 async fn plain_events_come_in_every_form_and_keep_their_bytes() {
     let site = Site::new();

@@ -486,6 +486,8 @@ async fn an_event_that_could_not_be_stored_is_no_duplicate() {
             user_agent: None,
             body: serde_bytes::ByteBuf::from(id.as_bytes()),
             skew_ms: None,
+            content_type: None,
+            encoding: None,
         };
         Entry {
             fingerprint: Some(fingerprinter.fingerprint(&record)),

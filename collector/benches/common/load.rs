@@ -27,6 +27,8 @@ pub(crate) fn event(n: u64) -> Record {
         user_agent: None,
         body: ByteBuf::from(body.into_bytes()),
         skew_ms: None,
+        content_type: None,
+        encoding: None,
     }
 }
 

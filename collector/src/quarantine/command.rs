@@ -202,6 +202,7 @@ fn as_json(listed: &[Listed]) -> Result<String, CommandError> {
         let mut value = serde_json::to_value(entry)?;
         value["received_at"] = moment(entry.received_at).into();
         value["failed_at"] = moment(entry.failed_at).into();
+        value["retention_until"] = moment(entry.retention_until).into();
         value["status"] = status(*is_open).into();
         writeln!(out, "{value}").expect("writing to a string cannot fail");
     }
@@ -272,7 +273,10 @@ async fn show(catalog: &Catalog, id: String) -> Result<String, QuarantineError> 
         ("message id", text(&entry.message_id)),
         ("received", moment(entry.received_at)),
         ("judged", moment(entry.failed_at)),
+        ("keep until", moment(entry.retention_until)),
         ("path", text(&entry.http_path)),
+        ("type", text(&entry.content_type)),
+        ("encoding", text(&entry.encoding)),
         ("bytes", entry.actual_bytes.to_string()),
     ] {
         writeln!(out, "{name:>10}  {value}").expect("writing to a string cannot fail");

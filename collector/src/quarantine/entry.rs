@@ -17,7 +17,7 @@ use crate::staging::event_rows::timestamptz;
 use crate::staging::flaws::{self, Flaw};
 
 /// Columns that are read.
-pub(super) const COLUMNS: [&str; 24] = [
+pub(super) const COLUMNS: [&str; 27] = [
     "quarantine_id",
     "company_id",
     "source_id",
@@ -39,6 +39,9 @@ pub(super) const COLUMNS: [&str; 24] = [
     "batch_sent_at",
     "attempt",
     "clock_skew_ms",
+    "retention_until",
+    "content_type",
+    "encoding",
     "_agent_id",
     "_epoch",
     "_sequence",
@@ -57,6 +60,8 @@ pub struct Entry {
     pub received_at: i64,
     /// When a collector judged it.
     pub failed_at: i64,
+    /// Until when it should be kept.
+    pub retention_until: i64,
     /// Class of the failure.
     pub failure_type: String,
     /// What is wrong with it.
@@ -69,6 +74,10 @@ pub struct Entry {
     pub schema_ref: Option<String>,
     /// Path of the request.
     pub http_path: Option<String>,
+    /// `Content-Type` of the request; unknown, or plain JSON, where there is none.
+    pub content_type: Option<String>,
+    /// `Content-Encoding` of the request.
+    pub encoding: Option<String>,
     /// Length of the original bytes.
     pub actual_bytes: i64,
     /// Whether only the first 64 KiB are kept.
@@ -135,6 +144,8 @@ impl Entry {
             user_agent: self.rest.user_agent.clone(),
             body: ByteBuf::from(self.payload.clone()),
             skew_ms: self.rest.skew_ms,
+            content_type: self.content_type.clone(),
+            encoding: self.encoding.clone(),
         })
     }
 }
@@ -202,6 +213,8 @@ pub(super) fn entries(rows: &RecordBatch) -> Result<Vec<Entry>, QuarantineError>
     let (sequences, sizes) = (columns.longs("_sequence")?, columns.longs("actual_bytes")?);
     let (received, failed) = (columns.times("received_at")?, columns.times("failed_at")?);
     let skews = columns.longs("clock_skew_ms")?;
+    let kept = columns.times("retention_until")?;
+    let (forms, encodings) = (texts("content_type")?, texts("encoding")?);
     let attempts = columns.get("attempt", &DataType::Int32)?;
     let attempts = attempts.as_primitive::<Int32Type>();
     let truncated = columns.flags("payload_truncated")?;
@@ -219,12 +232,15 @@ pub(super) fn entries(rows: &RecordBatch) -> Result<Vec<Entry>, QuarantineError>
                 source_id: sources[row].clone(),
                 received_at: received[row].unwrap_or_default(),
                 failed_at: failed[row].unwrap_or_default(),
+                retention_until: kept[row].unwrap_or_default(),
                 failure_type: text(&failures[row]),
                 errors: errors[row].clone(),
                 event_name: names[row].clone(),
                 message_id: messages[row].clone(),
                 schema_ref: schemas[row].clone(),
                 http_path: paths[row].clone(),
+                content_type: forms[row].clone(),
+                encoding: encodings[row].clone(),
                 actual_bytes: sizes[row].unwrap_or_default(),
                 payload_truncated: truncated.value(row),
                 payload: payloads.value(row).to_vec(),

@@ -224,3 +224,6 @@ pub(crate) async fn sequences_of(
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests;

@@ -206,6 +206,7 @@ impl Run<'_> {
                 key: entry.key.clone(),
                 batch_id: format!("{BATCH_PREFIX}{}", entry.quarantine_id),
                 now: entry.failed_at,
+                retention_until: entry.retention_until,
             };
             let judgement = self.plan.judge(&event);
             rows.push(&origin, entry.sequence, record, &event, &judgement)?;

@@ -16,6 +16,7 @@ use arrow::record_batch::RecordBatch;
 use headwater_protocol::batch::{self, BodyError, Slot};
 use headwater_protocol::{AgentId, BatchHeader, Epoch, Event};
 
+use crate::config::QuarantineConfig;
 use crate::ledger::Key;
 use crate::metrics as names;
 use crate::plan::{Judgement, Plan, UNPLANNED};
@@ -30,16 +31,32 @@ pub struct BatchOrigin {
     pub(crate) batch_id: String,
     /// Wall-clock time of staging, microseconds since the Unix epoch.
     pub(crate) now: i64,
+    /// Until when what of it is quarantined should be kept, microseconds since the Unix epoch.
+    pub(crate) retention_until: i64,
 }
 
+const DAY_MICROS: i64 = 86_400_000_000;
+
 impl BatchOrigin {
-    /// Names the batch of `header`, sent by `agent`.
+    /// Names the batch of `header`, sent by `agent`. What of it is quarantined should be kept for the
+    /// days of the default configuration.
     pub fn new(agent: AgentId, epoch: Epoch, header: &BatchHeader, now: i64) -> Self {
         let batch_id = format!("{agent}/{epoch}/{}+{}", header.first_sequence, header.count);
         Self {
             key: Key { agent, epoch },
             batch_id,
             now,
+            retention_until: now,
+        }
+        .kept_for_days(QuarantineConfig::default().retention_days)
+    }
+
+    /// Returns the origin with another time for which what of it is quarantined should be kept.
+    pub fn kept_for_days(self, days: u32) -> Self {
+        let retention_until = self.now.saturating_add(i64::from(days) * DAY_MICROS);
+        Self {
+            retention_until,
+            ..self
         }
     }
 }

@@ -57,6 +57,11 @@ pub(crate) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
         ("batch_sent_at", Utf8, true),
         ("attempt", Int32, true),
         ("clock_skew_ms", Int64, true),
+        ("processor_name", Utf8, false),
+        ("maximum_allowed_bytes", Int64, false),
+        ("retention_until", timestamptz(), false),
+        ("content_type", Utf8, true),
+        ("encoding", Utf8, true),
         ("_agent_id", Utf8, false),
         ("_epoch", Int64, false),
         ("_sequence", Int64, false),
@@ -72,7 +77,7 @@ pub(crate) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
 pub(crate) const REASON_COLUMN: usize = 5;
 
 /// Position of the column that the committer filters by.
-pub(crate) const SEQUENCE_COLUMN: usize = 25;
+pub(crate) const SEQUENCE_COLUMN: usize = 30;
 
 /// Rows of `raw.quarantine` in the making.
 #[derive(Debug)]
@@ -101,6 +106,12 @@ pub(crate) struct QuarantineRows {
     batch_sent_at: StringBuilder,
     attempt: Int32Builder,
     clock_skew_ms: Int64Builder,
+    processor_name: StringBuilder,
+    maximum_allowed_bytes: Int64Builder,
+    retention_until: TimestampMicrosecondBuilder,
+    /// The form of the request, as far as its record keeps it.
+    content_type: StringBuilder,
+    encoding: StringBuilder,
     agent_id: StringBuilder,
     epoch: Int64Builder,
     sequence: Int64Builder,
@@ -133,6 +144,11 @@ impl Default for QuarantineRows {
             batch_sent_at: StringBuilder::new(),
             attempt: Int32Builder::new(),
             clock_skew_ms: Int64Builder::new(),
+            processor_name: StringBuilder::new(),
+            maximum_allowed_bytes: Int64Builder::new(),
+            retention_until: time(),
+            content_type: StringBuilder::new(),
+            encoding: StringBuilder::new(),
             agent_id: StringBuilder::new(),
             epoch: Int64Builder::new(),
             sequence: Int64Builder::new(),
@@ -196,6 +212,9 @@ impl QuarantineRows {
         let attempt = record.attempt.and_then(|it| i32::try_from(it).ok());
         self.attempt.append_option(attempt);
         self.clock_skew_ms.append_option(record.skew_ms);
+        self.content_type
+            .append_option(record.content_type.as_deref());
+        self.encoding.append_option(record.encoding.as_deref());
         self.push_payload(&record.body);
     }
 
@@ -219,6 +238,8 @@ impl QuarantineRows {
         self.batch_sent_at.append_null();
         self.attempt.append_null();
         self.clock_skew_ms.append_null();
+        self.content_type.append_null();
+        self.encoding.append_null();
         self.schema_ref.append_null();
         self.push_failure(&Invalid::NOT_A_RECORD);
         self.push_payload(bytes);
@@ -235,6 +256,8 @@ impl QuarantineRows {
         self.payload.append_value(kept);
         self.payload_truncated
             .append_value(kept.len() < bytes.len());
+        self.maximum_allowed_bytes
+            .append_value(PAYLOAD_BYTES_MAX as i64);
         self.actual_bytes
             .append_value(i64::try_from(bytes.len()).unwrap_or(i64::MAX));
         self.replay_status.append_value("none");
@@ -245,6 +268,8 @@ impl QuarantineRows {
         self.quarantine_id
             .append_value(format!("{}/{}/{sequence}", key.agent, key.epoch));
         self.failed_at.append_value(origin.now);
+        self.retention_until.append_value(origin.retention_until);
+        self.processor_name.append_value(env!("CARGO_PKG_NAME"));
         self.processor_version
             .append_value(env!("CARGO_PKG_VERSION"));
         self.agent_id.append_value(key.agent.as_str());
@@ -281,6 +306,11 @@ impl QuarantineRows {
             Arc::new(self.batch_sent_at.finish()),
             Arc::new(self.attempt.finish()),
             Arc::new(self.clock_skew_ms.finish()),
+            Arc::new(self.processor_name.finish()),
+            Arc::new(self.maximum_allowed_bytes.finish()),
+            Arc::new(self.retention_until.finish()),
+            Arc::new(self.content_type.finish()),
+            Arc::new(self.encoding.finish()),
             Arc::new(self.agent_id.finish()),
             Arc::new(self.epoch.finish()),
             Arc::new(self.sequence.finish()),

@@ -24,6 +24,8 @@ fn record(body: &str) -> Record {
         user_agent: Some("Mozilla/5.0 (compatible; Examplebot/2.1)".to_owned()),
         body: ByteBuf::from(body.as_bytes().to_vec()),
         skew_ms: None,
+        content_type: None,
+        encoding: None,
     }
 }
 
@@ -230,6 +232,8 @@ fn what_the_plan_keeps_out_is_in_quarantine_with_everything_that_a_replay_needs(
     bad.event_type = Some(EventType::Track);
     bad.sent_at = Some("2026-01-01T00:00:00Z".to_owned());
     bad.skew_ms = Some(-7);
+    bad.content_type = Some("text/plain".to_owned());
+    bad.encoding = Some("gzip".to_owned());
     let mut body = bad.encode();
     record(r#"{"type":"track","event":"F","userId":"u"}"#).encode_into(&mut body);
     record(r#"{"type":"track","event":"E","userId":"u","properties":{"x":1}}"#)
@@ -261,8 +265,14 @@ fn what_the_plan_keeps_out_is_in_quarantine_with_everything_that_a_replay_needs(
         ("event_type", "track"),
         ("batch_sent_at", "2026-01-01T00:00:00Z"),
         ("message_id", "m"),
+        ("content_type", "text/plain"),
+        ("encoding", "gzip"),
+        ("processor_name", "headwater-collector"),
     ] {
         assert_eq!(text(&rows, column), Some(expected), "{column}");
+    }
+    for column in ["content_type", "encoding"] {
+        assert!(rows.column_by_name(column).unwrap().is_null(1), "{column}");
     }
     let number = |column: &str| rows.column_by_name(column).unwrap().clone();
     let skew = number("clock_skew_ms");
@@ -426,10 +436,11 @@ fn long_payloads_are_cut_and_say_so() {
     let truncated = rows.column_by_name("payload_truncated").unwrap();
     assert!(truncated.as_boolean().value(0));
     let actual = rows.column_by_name("actual_bytes").unwrap();
-    assert_eq!(
-        actual.as_primitive::<Int64Type>().value(0),
-        (quarantine_rows::PAYLOAD_BYTES_MAX + 10) as i64
-    );
+    let actual = actual.as_primitive::<Int64Type>().value(0);
+    let allowed = rows.column_by_name("maximum_allowed_bytes").unwrap();
+    let allowed = allowed.as_primitive::<Int64Type>().value(0);
+    assert_eq!(allowed, quarantine_rows::PAYLOAD_BYTES_MAX as i64);
+    assert_eq!(actual, allowed + 10);
 }
 
 #[test]

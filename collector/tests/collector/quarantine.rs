@@ -13,13 +13,15 @@ use headwater_collector::quarantine::command::{QuarantineCommand, list};
 use headwater_collector::quarantine::replay::{ReplayPoint, Replayed, replay};
 use headwater_collector::quarantine::{Filter, QuarantineError};
 use headwater_collector::start;
-use headwater_protocol::{Record, SourceKind};
+use headwater_protocol::{Record, SourceKind, timestamp};
 use headwater_service::clock::SystemClock;
 use headwater_tables::{Catalog, TableName, TableSpec, schema};
 use iceberg::spec::{ListType, NestedField, PrimitiveType, Schema, Type};
 use tokio_util::sync::CancellationToken;
 
 use crate::world::{World, acked, bad, debatable};
+
+const DAY_MICROS: i64 = 86_400_000_000;
 
 /// Every third event lacks `method`, 4 and 11 lack an identity.
 fn records() -> Vec<Record> {
@@ -54,6 +56,7 @@ async fn quarantined() -> (World, Arc<Plan>, Arc<Plan>) {
     let world = World::new();
     let mut config = world.config();
     config.plan.directory = world.path("plan");
+    config.quarantine.retention_days = 3;
     write_plan(&world.path("plan"), "quarantine");
     let strict = Plan::load(Some(&world.path("plan"))).unwrap();
     let collector = world.collector_with(config, Arc::new(NoHook)).await;
@@ -160,6 +163,15 @@ async fn the_command_line_shows_reason_and_bytes_and_says_what_is_open() {
         "actual_type": "missing",
     });
     assert_eq!(first["errors"], serde_json::json!([error]));
+    let time = |column: &str| timestamp::parse(first[column].as_str().unwrap()).unwrap();
+    let days = (time("retention_until") - time("failed_at")) / DAY_MICROS;
+    assert_eq!(days, 3);
+    let until = format!("keep until  {}", first["retention_until"].as_str().unwrap());
+    let listed_first = first["quarantine_id"].as_str().unwrap();
+    let shown = execute(&format!("quarantine show {listed_first}"))
+        .await
+        .unwrap();
+    assert!(shown.contains(&until), "{shown}");
     let listed = execute("quarantine list --type identity_missing").await;
     let listed = listed.unwrap();
     assert_eq!(listed.lines().count(), 2);

@@ -450,6 +450,8 @@ fn record(body: String) -> Record {
         user_agent: None,
         body: ByteBuf::from(body.into_bytes()),
         skew_ms: None,
+        content_type: None,
+        encoding: None,
     }
 }
 
