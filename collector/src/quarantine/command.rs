@@ -11,7 +11,7 @@ use headwater_protocol::timestamp;
 use headwater_tables::schema::{self, RAW_EVENTS, RAW_QUARANTINE};
 use headwater_tables::{Catalog, TableName};
 
-use super::replay::{Replayed, replay};
+use super::replay::{Extent, Replayed, replay};
 use super::{Entry, Filter, Positions, QuarantineError, present, scan};
 use crate::config::Config;
 use crate::plan::{Plan, PlanError};
@@ -25,8 +25,12 @@ Examples:
   headwater-collector quarantine list --config collector.toml --since 2026-11-20T00:00:00Z
   headwater-collector quarantine show --config collector.toml agent-1/1790000000000/17
   headwater-collector quarantine replay --config collector.toml --type schema_violation --dry-run
+  headwater-collector quarantine replay --config collector.toml --limit 10000
 
 Exit codes: 0 done, 1 failed (what was added stays), 2 the arguments or the configuration cannot be used.";
+
+/// Largest `--limit` of a replay, which holds the positions of so many events.
+const LIMIT_MAX: i64 = 1_000_000;
 
 /// What to do with the quarantine.
 #[derive(Debug, Subcommand)]
@@ -57,6 +61,9 @@ pub enum QuarantineCommand {
         /// Which rows
         #[command(flatten)]
         which: Which,
+        /// Look at so many at most, those that were received first
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=LIMIT_MAX))]
+        limit: Option<u32>,
         /// Say what would be added, and add nothing
         #[arg(long)]
         dry_run: bool,
@@ -129,10 +136,17 @@ impl QuarantineCommand {
                 }
             }
             Self::Show { id } => Ok(show(&catalog, id).await?),
-            Self::Replay { id, which, dry_run } => {
+            Self::Replay {
+                id,
+                which,
+                limit,
+                dry_run,
+            } => {
                 let plan = Plan::load(config.plan.directory().as_deref())?;
                 let filter = which.filter(id);
-                let done = replay(&catalog, &plan, &filter, dry_run, &|_| true).await?;
+                let limit = limit.map(|limit| limit as usize);
+                let extent = Extent { dry_run, limit };
+                let done = replay(&catalog, &plan, &filter, extent, &|_| true).await?;
                 Ok(report(&done, dry_run))
             }
         }
@@ -157,7 +171,7 @@ pub async fn list(
         newest.sort_by_cached_key(|it| (Reverse(it.received_at), it.quarantine_id.clone()));
         newest.truncate(limit);
     };
-    scan(&quarantine, filter, async |entries| {
+    scan(&quarantine, filter.predicate()?, async |entries| {
         newest.extend(entries.into_iter().map(Entry::without_payload));
         keep(&mut newest);
         Ok(())
@@ -251,7 +265,7 @@ async fn show(catalog: &Catalog, id: String) -> Result<String, QuarantineError> 
     };
     let quarantine = catalog.load(&RAW_QUARANTINE).await?;
     let mut found = None;
-    scan(&quarantine, &filter, async |entries| {
+    scan(&quarantine, filter.predicate()?, async |entries| {
         found = found.take().or_else(|| entries.into_iter().next());
         Ok(())
     })
@@ -308,6 +322,15 @@ fn report(done: &Replayed, dry_run: bool) -> String {
         done.present,
         done.refused.values().sum::<u64>()
     );
+    if let Some(through) = done.through.filter(|_| done.left > 0) {
+        writeln!(
+            out,
+            "{} more are left, received later: raise --limit, or go on with --since {}",
+            done.left,
+            moment(through)
+        )
+        .expect("writing to a string cannot fail");
+    }
     for (class, count) in &done.refused {
         writeln!(out, "{count:>8}  {class}").expect("writing to a string cannot fail");
     }

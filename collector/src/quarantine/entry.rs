@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_bytes::ByteBuf;
 
 use super::QuarantineError;
+use super::oldest::Arrival;
 use crate::ledger::Key;
 use crate::staging::event_rows::timestamptz;
 use crate::staging::flaws::{self, Flaw};
@@ -46,6 +47,9 @@ pub(super) const COLUMNS: [&str; 27] = [
     "_epoch",
     "_sequence",
 ];
+
+/// Columns that say when a row was received, and what its position is.
+pub(super) const ARRIVAL_COLUMNS: [&str; 4] = ["received_at", "_agent_id", "_epoch", "_sequence"];
 
 /// One quarantined event. Times in microseconds since the Unix epoch.
 #[derive(Debug, Clone, Serialize)]
@@ -199,6 +203,28 @@ fn of_type(column: &str, error: &ArrowError) -> QuarantineError {
     QuarantineError::Row(format!("`{column}`: {error}"))
 }
 
+/// Returns when each row of a batch was received, and its position.
+pub(super) fn arrivals(rows: &RecordBatch) -> Result<Vec<Arrival>, QuarantineError> {
+    let columns = Columns(rows);
+    let (agents, epochs) = (columns.texts("_agent_id")?, columns.longs("_epoch")?);
+    let (received, sequences) = (columns.times("received_at")?, columns.longs("_sequence")?);
+    (0..rows.num_rows())
+        .map(|row| {
+            let sequence = sequences[row].unwrap_or_default().cast_unsigned();
+            let key = key(&agents[row], epochs[row])?;
+            Ok((received[row].unwrap_or_default(), key, sequence))
+        })
+        .collect()
+}
+
+fn key(agent: &Option<String>, epoch: Option<i64>) -> Result<Key, QuarantineError> {
+    let agent: AgentId = text(agent)
+        .parse()
+        .map_err(|error| QuarantineError::Row(format!("{error}")))?;
+    let epoch = epoch.unwrap_or_default().cast_unsigned();
+    Ok(Key { agent, epoch })
+}
+
 /// Returns the rows of a batch.
 pub(super) fn entries(rows: &RecordBatch) -> Result<Vec<Entry>, QuarantineError> {
     let columns = Columns(rows);
@@ -209,7 +235,7 @@ pub(super) fn entries(rows: &RecordBatch) -> Result<Vec<Entry>, QuarantineError>
     let (paths, ips, agents) = (texts("http_path")?, texts("ip")?, texts("user_agent")?);
     let (schemas, kinds) = (texts("schema_ref")?, texts("source_kind")?);
     let (types, sent) = (texts("event_type")?, texts("batch_sent_at")?);
-    let (keys, epochs) = (texts("_agent_id")?, columns.longs("_epoch")?);
+    let (agents_of, epochs) = (texts("_agent_id")?, columns.longs("_epoch")?);
     let (sequences, sizes) = (columns.longs("_sequence")?, columns.longs("actual_bytes")?);
     let (received, failed) = (columns.times("received_at")?, columns.times("failed_at")?);
     let skews = columns.longs("clock_skew_ms")?;
@@ -223,9 +249,6 @@ pub(super) fn entries(rows: &RecordBatch) -> Result<Vec<Entry>, QuarantineError>
     let errors = columns.flaws("errors")?;
     (0..rows.num_rows())
         .map(|row| {
-            let agent: AgentId = text(&keys[row])
-                .parse()
-                .map_err(|error| QuarantineError::Row(format!("{error}")))?;
             Ok(Entry {
                 quarantine_id: text(&ids[row]),
                 company_id: companies[row].clone(),
@@ -244,10 +267,7 @@ pub(super) fn entries(rows: &RecordBatch) -> Result<Vec<Entry>, QuarantineError>
                 actual_bytes: sizes[row].unwrap_or_default(),
                 payload_truncated: truncated.value(row),
                 payload: payloads.value(row).to_vec(),
-                key: Key {
-                    agent,
-                    epoch: epochs[row].unwrap_or_default().cast_unsigned(),
-                },
+                key: key(&agents_of[row], epochs[row])?,
                 sequence: sequences[row].unwrap_or_default().cast_unsigned(),
                 rest: Rest {
                     ip: ips[row].clone(),

@@ -7,12 +7,14 @@
 
 pub mod command;
 mod entry;
+mod oldest;
 pub mod replay;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
+use arrow::record_batch::RecordBatch;
 use futures::TryStreamExt;
 use headwater_protocol::Sequence;
 use headwater_tables::{CatalogError, CommitError, Table};
@@ -153,22 +155,35 @@ fn read_error(table: &Table) -> impl Fn(iceberg::Error) -> QuarantineError + use
     }
 }
 
-/// Calls `each` with every row that the filter means, in no order, a part of a file at a time.
-pub(crate) async fn scan(
+/// Calls `each` with every row of which `predicate` holds, in no order, a part of a file at a time.
+async fn scan(
     quarantine: &Table,
-    filter: &Filter,
+    predicate: Predicate,
     mut each: impl AsyncFnMut(Vec<Entry>) -> Result<(), QuarantineError>,
+) -> Result<(), QuarantineError> {
+    scan_columns(quarantine, predicate, COLUMNS, async |rows| {
+        each(entries(&rows)?).await
+    })
+    .await
+}
+
+/// As [`scan`], with some columns of the rows.
+async fn scan_columns<const N: usize>(
+    quarantine: &Table,
+    predicate: Predicate,
+    columns: [&str; N],
+    mut each: impl AsyncFnMut(RecordBatch) -> Result<(), QuarantineError>,
 ) -> Result<(), QuarantineError> {
     if quarantine.metadata().current_snapshot().is_none() {
         return Ok(());
     }
     let failed = read_error(quarantine);
-    let scan = quarantine.scan().with_filter(filter.predicate()?);
-    let scan = scan.with_batch_size(Some(ROWS_AT_ONCE)).select(COLUMNS);
+    let scan = quarantine.scan().with_filter(predicate);
+    let scan = scan.with_batch_size(Some(ROWS_AT_ONCE)).select(columns);
     let scan = scan.build().map_err(&failed)?;
     let mut rows = scan.to_arrow().await.map_err(&failed)?;
     while let Some(rows) = rows.try_next().await.map_err(&failed)? {
-        each(entries(&rows)?).await?;
+        each(rows).await?;
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use headwater_tables::schema::{RAW_EVENTS, RAW_QUARANTINE};
 use headwater_tables::watermark::Watermarks;
 use headwater_tables::{Catalog, Change, CommitError, DataFile, Table};
 
+use super::oldest::Oldest;
 use super::{Entry, Filter, Positions, QuarantineError, present, scan};
 use crate::commit::files::write_events;
 use crate::plan::Plan;
@@ -39,6 +40,15 @@ pub enum ReplayPoint {
 /// Says at each point whether to go on.
 pub type ReplayHook<'a> = &'a (dyn Fn(ReplayPoint) -> bool + Sync);
 
+/// How far a replay goes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Extent {
+    /// Adds nothing, and counts the same.
+    pub dry_run: bool,
+    /// Looks at so many rows at most, those that were received first; `None` is all.
+    pub limit: Option<usize>,
+}
+
 /// What a replay did, or would do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Replayed {
@@ -50,6 +60,11 @@ pub struct Replayed {
     pub refused: BTreeMap<String, u64>,
     /// Ids with their reason, at most [`REFUSED_MAX`].
     pub examples: Vec<(String, String)>,
+    /// Rows that were not looked at because of the limit. They were received later than the others, or
+    /// with the last of them.
+    pub left: u64,
+    /// When the last of those that were looked at was received, where there is a limit.
+    pub through: Option<i64>,
 }
 
 /// Refused events that are named.
@@ -64,8 +79,7 @@ impl Replayed {
     }
 }
 
-/// Judges again what `filter` means and adds what is valid now. A dry run adds nothing and counts the
-/// same.
+/// Judges again what `filter` means and adds what is valid now.
 ///
 /// # Errors
 /// [`QuarantineError`]; what was added until then stays, and the next run finds it.
@@ -73,7 +87,7 @@ pub async fn replay(
     catalog: &Catalog,
     plan: &Plan,
     filter: &Filter,
-    dry_run: bool,
+    Extent { dry_run, limit }: Extent,
     hook: ReplayHook<'_>,
 ) -> Result<Replayed, QuarantineError> {
     let quarantine = catalog.load(&RAW_QUARANTINE).await?;
@@ -81,7 +95,16 @@ pub async fn replay(
         plan.ensure_columns(catalog).await?;
     }
     let mut done = Replayed::default();
-    scan(&quarantine, filter, async |entries| {
+    let mut meant = filter.predicate()?;
+    let mut oldest = None;
+    if let Some(limit) = limit {
+        let found = Oldest::of(&quarantine, filter, limit).await?;
+        (done.left, done.through) = (found.left(), found.through());
+        meant = meant.and(found.predicate());
+        oldest = Some(found);
+    }
+    scan(&quarantine, meant, async |mut entries| {
+        entries.retain(|entry| oldest.as_ref().is_none_or(|it| it.holds(entry)));
         let mut valid = Vec::new();
         for entry in entries {
             match judge(&entry, plan) {

@@ -6,7 +6,7 @@ use headwater_tables::watermark::Watermarks;
 use headwater_tables::{Catalog, CatalogConfig, Change};
 use serde_bytes::ByteBuf;
 
-use super::replay::replay;
+use super::replay::{Extent, replay};
 use super::*;
 use crate::commit::files::write_quarantine;
 use crate::plan::Plan;
@@ -103,7 +103,7 @@ async fn what_an_older_collector_could_not_decode_is_brought_in_by_a_replay() {
     catalog.commit(&events, change).await.unwrap();
 
     let (plan, all) = (Plan::builtin(), Filter::default());
-    let done = replay(&catalog, &plan, &all, false, &|_| true).await;
+    let done = replay(&catalog, &plan, &all, Extent::default(), &|_| true).await;
     assert_eq!(done.unwrap().added, 1);
     let events = catalog.load(&RAW_EVENTS).await.unwrap();
     let stored = sequences_of(&events, &key(), 0, 1).await.unwrap();

@@ -10,7 +10,7 @@ use futures::TryStreamExt;
 use headwater_collector::commit::NoHook;
 use headwater_collector::plan::Plan;
 use headwater_collector::quarantine::command::{QuarantineCommand, list};
-use headwater_collector::quarantine::replay::{ReplayPoint, Replayed, replay};
+use headwater_collector::quarantine::replay::{Extent, ReplayPoint, Replayed, replay};
 use headwater_collector::quarantine::{Filter, QuarantineError};
 use headwater_collector::start;
 use headwater_protocol::{Record, SourceKind, timestamp};
@@ -19,19 +19,25 @@ use headwater_tables::{Catalog, TableName, TableSpec, schema};
 use iceberg::spec::{ListType, NestedField, PrimitiveType, Schema, Type};
 use tokio_util::sync::CancellationToken;
 
-use crate::world::{World, acked, bad, debatable};
+use crate::world::{NOW, World, acked, bad, debatable};
 
 const DAY_MICROS: i64 = 86_400_000_000;
 
-/// Every third event lacks `method`, 4 and 11 lack an identity.
+/// Every third event lacks `method`, 4 and 11 lack an identity. The last was received first.
 fn records() -> Vec<Record> {
-    let record = |sequence: u64| match sequence {
-        4 | 11 => bad(sequence),
-        _ => Record {
-            source_kind: SourceKind::Browser,
-            skew_ms: Some(90_000),
-            ..debatable(sequence, is_debatable(sequence))
-        },
+    let record = |sequence: u64| {
+        let record = match sequence {
+            4 | 11 => bad(sequence),
+            _ => Record {
+                source_kind: SourceKind::Browser,
+                skew_ms: Some(90_000),
+                ..debatable(sequence, is_debatable(sequence))
+            },
+        };
+        Record {
+            received_at: NOW - 1_000_000 * sequence as i64,
+            ..record
+        }
     };
     (1..=30).map(record).collect()
 }
@@ -74,7 +80,14 @@ async fn catalog(world: &World) -> Catalog {
 
 async fn replay_all(world: &World, plan: &Plan) -> Replayed {
     let catalog = catalog(world).await;
-    let done = replay(&catalog, plan, &Filter::default(), false, &|_| true).await;
+    let done = replay(
+        &catalog,
+        plan,
+        &Filter::default(),
+        Extent::default(),
+        &|_| true,
+    )
+    .await;
     done.unwrap()
 }
 
@@ -100,7 +113,11 @@ async fn what_has_become_valid_is_added_once_however_often_it_is_replayed() {
     assert_eq!(done.refused["identity_missing"], 2);
     let catalog = catalog(&world).await;
     let filter = Filter::default();
-    let dry = replay(&catalog, &lenient, &filter, true, &|_| true)
+    let dry_run = Extent {
+        dry_run: true,
+        ..Extent::default()
+    };
+    let dry = replay(&catalog, &lenient, &filter, dry_run, &|_| true)
         .await
         .unwrap();
     assert_eq!(dry.added, 10);
@@ -249,12 +266,64 @@ async fn a_replay_that_is_killed_anywhere_is_finished_by_the_next() {
         let (world, _, lenient) = quarantined().await;
         let catalog = catalog(&world).await;
         let hook = |at| at != point;
-        let ended = replay(&catalog, &lenient, &Filter::default(), false, &hook).await;
+        let ended = replay(
+            &catalog,
+            &lenient,
+            &Filter::default(),
+            Extent::default(),
+            &hook,
+        )
+        .await;
         assert!(matches!(ended, Err(QuarantineError::Killed(at)) if at == point));
         let done = replay_all(&world, &lenient).await;
         assert_eq!(done.added + done.present, 10);
         assert_eq!(done.added == 0, point == ReplayPoint::Committed);
         assert_replayed(&world).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limited_replay_takes_what_was_received_first_and_says_what_is_left() {
+    let (world, _, lenient) = quarantined().await;
+    let catalog = catalog(&world).await;
+    let limited = async |limit, since| {
+        let filter = Filter {
+            since,
+            ..Filter::default()
+        };
+        let extent = Extent {
+            limit: Some(limit),
+            ..Extent::default()
+        };
+        let done = replay(&catalog, &lenient, &filter, extent, &|_| true).await;
+        done.unwrap()
+    };
+    let first = limited(4, None).await;
+    assert_eq!((first.added, first.present, first.left), (4, 0, 8));
+    let good = |seq: &u64| !is_bad(*seq) && !is_debatable(*seq);
+    world
+        .assert_events("agent-1", (1..=30).filter(|seq| good(seq) || *seq >= 21))
+        .await;
+    // From there on: the last of before, six that are valid now, and two that never will be.
+    let second = limited(9, first.through).await;
+    assert_eq!((second.added, second.present, second.left), (6, 1, 0));
+    assert_eq!(second.refused["identity_missing"], 2);
+    assert_replayed(&world).await;
+    let nothing = limited(9, Some(NOW)).await;
+    assert_eq!((nothing.added, nothing.left, nothing.through), (0, 0, None));
+
+    let mut config = world.config();
+    config.plan.directory = world.path("plan");
+    let words = |limit| ["quarantine", "replay", "--limit", limit];
+    let command = Words::try_parse_from(words("4")).unwrap().command;
+    let said = command.execute(&config).await.unwrap();
+    let left = "8 more are left, received later: raise --limit, or go on with --since 2026-";
+    assert!(said.contains(left), "{said}");
+    let command = Words::try_parse_from(words("12")).unwrap().command;
+    let said = command.execute(&config).await.unwrap();
+    assert!(!said.contains("left"), "{said}");
+    for limit in ["0", "1000001", "-1"] {
+        assert!(Words::try_parse_from(words(limit)).is_err(), "{limit}");
     }
 }
 
@@ -281,7 +350,7 @@ async fn two_replays_at_once_add_every_event_once() {
             let (handle, lenient, filter, meet) = (handle.clone(), &lenient, &filter, &meet);
             scope.spawn(move || {
                 handle
-                    .block_on(replay(&catalog, lenient, filter, false, meet))
+                    .block_on(replay(&catalog, lenient, filter, Extent::default(), meet))
                     .unwrap()
             })
         };
