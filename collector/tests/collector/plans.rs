@@ -10,7 +10,7 @@ use futures::TryStreamExt;
 use headwater_collector::commit::{CommitHook, CommitPoint, NoHook};
 use headwater_collector::plan::live::Reloaded;
 use headwater_collector::quarantine::Filter;
-use headwater_collector::quarantine::replay::replay;
+use headwater_collector::quarantine::replay::{Extent, replay};
 use headwater_protocol::{BatchReply, Record};
 
 use crate::faults::{Gate, KillAt};
@@ -295,7 +295,7 @@ async fn what_a_plan_omits_does_not_come_back_by_a_replay() {
     assert_eq!(acked(agent.send_records(4, &with_method(4..=6)).await), 6);
     let (live, catalog) = running.running.plan();
     let filter = Filter::default();
-    let done = replay(&catalog, &live.now(), &filter, false, &|_| true).await;
+    let done = replay(&catalog, &live.now(), &filter, Extent::default(), &|_| true).await;
     assert_eq!(done.unwrap().added, 3);
     assert_eq!(methods(&world).await, omitted(1..=6));
     running.stop().await;
