@@ -77,6 +77,8 @@ pub enum Failure {
     IdentityMissing,
     /// A timestamp that is none.
     TimeInvalid,
+    /// It is larger than its agent takes.
+    Size,
     /// The record around the event does not decode.
     Encoding,
 }
@@ -90,6 +92,7 @@ impl Failure {
             Self::SchemaViolation => "schema_violation",
             Self::IdentityMissing => "identity_missing",
             Self::TimeInvalid => "time_invalid",
+            Self::Size => "size",
             Self::Encoding => "encoding",
         }
     }
@@ -105,7 +108,8 @@ pub struct Invalid {
     /// JSON path of the field at fault, `$` for the whole event.
     pub path: &'static str,
     /// Which rule it breaks, in the words of JSON Schema where that has one: `type`, `required`, `enum`,
-    /// `maxLength`, `format`; `encoding` for bytes around which there is no record.
+    /// `maxLength`, `format`; `size` for an event that is too large, `encoding` for bytes around which there
+    /// is no record.
     pub keyword: &'static str,
     /// What is wrong; holds no value of the event.
     pub message: &'static str,
@@ -125,6 +129,13 @@ impl Invalid {
         path: "$",
         keyword: "type",
         message: "is not a JSON object",
+    };
+    /// Only the first part of the body is kept, because the event is too large.
+    pub const TOO_LARGE: Self = Self {
+        failure: Failure::Size,
+        path: "$",
+        keyword: "size",
+        message: "is larger than `http.event_bytes_max` of its agent",
     };
     /// The bytes in the place of a record are none.
     pub const NOT_A_RECORD: Self = Self {
@@ -175,6 +186,9 @@ impl<'a> Event<'a> {
     /// # Errors
     /// [`Invalid`] names the first field at fault.
     pub fn from_record(record: &'a Record) -> Result<Self, Invalid> {
+        if record.cut.is_some_and(|cut| cut.allowed_bytes.is_some()) {
+            return Err(Invalid::TOO_LARGE);
+        }
         let mut event = Self::parse(&record.body, record.event_type, record.sent_at.as_deref())?;
         posthog::add_library(&mut event, record.user_agent.as_deref());
         Ok(event)

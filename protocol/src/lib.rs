@@ -28,7 +28,7 @@ pub use event::{Event, EventType, Failure, Invalid};
 pub use frame::{BatchHeader, BatchReply, Codec, Hello, HelloReply, Limits, RefusalCause, Welcome};
 pub use head::Head;
 pub use id::{AgentId, AgentIdError, Epoch, Sequence};
-pub use record::{FORM_BYTES_MAX, Record, SourceKind};
+pub use record::{Cut, FORM_BYTES_MAX, Record, SourceKind};
 
 /// Application protocol negotiated in TLS. A change that an old peer cannot read gets a new number.
 pub const ALPN: &[u8] = b"headwater/1";

@@ -66,6 +66,19 @@ pub struct Record {
     /// `Content-Encoding` of the request, at most [`FORM_BYTES_MAX`] bytes; `None` without one.
     #[serde(default)]
     pub encoding: Option<String>,
+    /// Says that `body` is only the first part of what the client sent.
+    #[serde(default)]
+    pub cut: Option<Cut>,
+}
+
+/// What a record says whose body was cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cut {
+    /// Length of what the client sent.
+    pub sent_bytes: u64,
+    /// How long an event may be for its agent (`http.event_bytes_max`), where this one is longer. `None`
+    /// for the body of a request that could not be read.
+    pub allowed_bytes: Option<u64>,
 }
 
 impl Serialize for Record {
@@ -92,6 +105,9 @@ impl Serialize for Record {
         if more >= 3 {
             fields.serialize_field("encoding", &self.encoding)?;
         }
+        if more >= 4 {
+            fields.serialize_field("cut", &self.cut)?;
+        }
         fields.end()
     }
 }
@@ -99,12 +115,13 @@ impl Serialize for Record {
 impl Record {
     /// Returns how many fields are written after those that every record has.
     fn fields_at_end(&self) -> usize {
-        match (&self.skew_ms, &self.content_type, &self.encoding) {
-            (_, _, Some(_)) => 3,
-            (_, Some(_), None) => 2,
-            (Some(_), None, None) => 1,
-            (None, None, None) => 0,
-        }
+        let are_there = [
+            self.skew_ms.is_some(),
+            self.content_type.is_some(),
+            self.encoding.is_some(),
+            self.cut.is_some(),
+        ];
+        are_there.iter().rposition(|it| *it).map_or(0, |at| at + 1)
     }
 
     /// Appends the MessagePack form to `out`.
@@ -114,8 +131,8 @@ impl Record {
 
     /// Returns how many bytes its MessagePack form takes at most; a few dozen too many.
     pub fn encoded_bytes_max(&self) -> usize {
-        /// Fourteen fields: their markers and lengths, numbers, and the names of kind and type.
-        const FIXED_BYTES: usize = 96;
+        /// Fifteen fields: their markers and lengths, numbers, and the names of kind and type.
+        const FIXED_BYTES: usize = 120;
         let texts = [
             &self.sent_at,
             &self.ip,

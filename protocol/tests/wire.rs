@@ -3,8 +3,8 @@
 use headwater_protocol::batch::{self, Slot};
 use headwater_protocol::frame;
 use headwater_protocol::{
-    BatchHeader, BatchReply, Codec, EventType, Hello, HelloReply, Limits, Record, RefusalCause,
-    SourceKind, Welcome,
+    BatchHeader, BatchReply, Codec, Cut, EventType, Hello, HelloReply, Limits, Record,
+    RefusalCause, SourceKind, Welcome,
 };
 use proptest::prelude::*;
 use serde_bytes::ByteBuf;
@@ -25,6 +25,7 @@ fn record(body: &[u8]) -> Record {
         skew_ms: None,
         content_type: None,
         encoding: None,
+        cut: None,
     }
 }
 
@@ -99,6 +100,17 @@ fn golden_vectors_hold() {
             }
             .encode(),
         ),
+        (
+            "record that was cut",
+            Record {
+                cut: Some(Cut {
+                    sent_bytes: 70_000,
+                    allowed_bytes: Some(65_536),
+                }),
+                ..record(b"{}")
+            }
+            .encode(),
+        ),
     ];
     let found: Vec<String> = vectors
         .iter()
@@ -141,12 +153,16 @@ fn records_without_the_newest_fields_are_read() {
 #[test]
 fn fields_at_the_end_are_written_up_to_the_last_one_that_is_there() {
     let text = |there: bool, text: &str| there.then(|| text.to_owned());
-    for fields in 0..8_u8 {
+    for fields in 0..16_u8 {
         let has = |bit| fields & bit != 0;
         let record = Record {
             skew_ms: has(1).then_some(7),
             content_type: text(has(2), "text/plain"),
             encoding: text(has(4), "gzip"),
+            cut: has(8).then_some(Cut {
+                sent_bytes: u64::MAX,
+                allowed_bytes: Some(u64::MAX),
+            }),
             ..record(b"{}")
         };
         let written = 8 - u8::try_from(fields.leading_zeros()).unwrap();

@@ -443,5 +443,6 @@ fn record(world: &World, id: &str, kind: Kind) -> Record {
         skew_ms: None,
         content_type: None,
         encoding: None,
+        cut: None,
     }
 }

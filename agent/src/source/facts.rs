@@ -84,6 +84,7 @@ impl Facts {
             skew_ms: None,
             content_type: self.content_type.clone(),
             encoding: self.encoding.clone(),
+            cut: None,
         }
     }
 }

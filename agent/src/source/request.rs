@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use headwater_protocol::{EventType, Head, SourceKind, timestamp};
+use headwater_protocol::{Cut, EventType, Head, SourceKind, timestamp};
 
 use super::Shared;
 use super::answer::{Answer, Rejected};
@@ -147,7 +147,12 @@ fn unreadable(
         code: "payload_format",
         path: "$",
     };
-    let record = facts.record(key, None, None, kept).encode();
+    let mut record = facts.record(key, None, None, kept);
+    record.cut = (kept.len() < body.len()).then_some(Cut {
+        sent_bytes: body.len() as u64,
+        allowed_bytes: None,
+    });
+    let record = record.encode();
     memory.shrink(record.len() as u64 + ENTRY_BYTES);
     let mut out = Prepared::new(&key.company, memory, 1);
     out.unreadable = Some(answer);
@@ -196,7 +201,7 @@ impl Preparation<'_> {
             Some(invalid) => Some(Rejected::new(index, id(), invalid)),
             None => None,
         };
-        // A cut event is no JSON any more, so the collector quarantines it.
+        // The record says that it is cut, so the collector quarantines it.
         let kept = if is_whole {
             &event[..]
         } else {
@@ -204,6 +209,10 @@ impl Preparation<'_> {
         };
         let mut record = self.facts.record(self.key, kind, sent_at, kept);
         record.skew_ms = self.skew_ms(&head, &event, sent_at);
+        record.cut = (!is_whole).then_some(Cut {
+            sent_bytes: event.len() as u64,
+            allowed_bytes: Some(self.event_bytes_max),
+        });
         let fingerprinter = self.shared.fingerprinter.as_ref();
         let fingerprinter = fingerprinter.filter(|_| is_whole && head.message_id.is_some());
         let fingerprint = fingerprinter.map(|it| it.fingerprint(&record));

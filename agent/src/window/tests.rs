@@ -168,6 +168,7 @@ fn fingerprints_differ_in_every_part_and_under_every_key() {
         skew_ms: None,
         content_type: None,
         encoding: None,
+        cut: None,
     };
     let key = Fingerprinter { key: [7; 16] };
     let track = Some(EventType::Track);

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::ops::Range;
 use std::sync::Arc;
 
-use headwater_protocol::Record;
+use headwater_protocol::{Cut, Record};
 use headwater_service::clock::SystemClock;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -171,6 +171,35 @@ async fn what_is_no_plain_json_says_so_in_its_record() {
     for record in &records[..2] {
         assert_eq!(record.encode()[0], 0x9b);
     }
+}
+
+#[tokio::test]
+async fn what_is_cut_arrives_with_the_length_that_it_had() {
+    let site = Site::new();
+    let tables = Arc::default();
+    let collector = Collector::start(&site, &tables, Manner::Prompt).await;
+    let agent = Agent::start(site.config(collector.address)).await;
+    let large = event("large", 1 << 20);
+    let body = format!(r#"{{"batch":[{},{large}]}}"#, event("whole", 0));
+    assert_eq!(post(agent.address, "/v1/batch", &body).await.status, 200);
+    let unreadable = "[".repeat(100_000);
+    let answer = post(agent.address, "/v1/batch", &unreadable).await;
+    assert_eq!(answer.status, 400);
+    agent.until_drained().await;
+    agent.stop().await;
+    let tables = tables.lock();
+    let cuts: Vec<_> = tables.records().map(|it| (it.body.len(), it.cut)).collect();
+    let cut = |sent: usize, allowed_bytes| {
+        let sent_bytes = sent as u64;
+        let cut = Cut {
+            sent_bytes,
+            allowed_bytes,
+        };
+        (65_536, Some(cut))
+    };
+    let whole = (event("whole", 0).len(), None);
+    let expected = [whole, cut(large.len(), Some(1 << 20)), cut(100_000, None)];
+    assert_eq!(cuts, expected);
 }
 
 #[tokio::test]

@@ -488,6 +488,7 @@ async fn an_event_that_could_not_be_stored_is_no_duplicate() {
             skew_ms: None,
             content_type: None,
             encoding: None,
+            cut: None,
         };
         Entry {
             fingerprint: Some(fingerprinter.fingerprint(&record)),

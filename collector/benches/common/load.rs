@@ -29,6 +29,7 @@ pub(crate) fn event(n: u64) -> Record {
         skew_ms: None,
         content_type: None,
         encoding: None,
+        cut: None,
     }
 }
 

@@ -150,6 +150,8 @@ impl Entry {
             skew_ms: self.rest.skew_ms,
             content_type: self.content_type.clone(),
             encoding: self.encoding.clone(),
+            // What was cut does not come here.
+            cut: None,
         })
     }
 }

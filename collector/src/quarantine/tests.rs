@@ -31,6 +31,7 @@ fn plain() -> Record {
         skew_ms: None,
         content_type: None,
         encoding: None,
+        cut: None,
     }
 }
 

@@ -13,7 +13,7 @@ use arrow::array::{
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
-use headwater_protocol::{EventType, Failure, Invalid, Record, Sequence, SourceKind};
+use headwater_protocol::{Cut, EventType, Failure, Invalid, Record, Sequence, SourceKind};
 use serde_json::Value;
 
 use super::BatchOrigin;
@@ -215,7 +215,7 @@ impl QuarantineRows {
         self.content_type
             .append_option(record.content_type.as_deref());
         self.encoding.append_option(record.encoding.as_deref());
-        self.push_payload(&record.body);
+        self.push_payload(&record.body, record.cut);
     }
 
     /// Adds bytes that should have been a record. They arrived at an unknown time: now.
@@ -242,7 +242,7 @@ impl QuarantineRows {
         self.encoding.append_null();
         self.schema_ref.append_null();
         self.push_failure(&Invalid::NOT_A_RECORD);
-        self.push_payload(bytes);
+        self.push_payload(bytes, None);
         self.push_position(origin, sequence);
     }
 
@@ -251,15 +251,18 @@ impl QuarantineRows {
         self.errors.push([Flaw::from(invalid)]);
     }
 
-    fn push_payload(&mut self, bytes: &[u8]) {
+    /// Keeps the beginning of `bytes`, which may be a beginning themselves.
+    fn push_payload(&mut self, bytes: &[u8], cut: Option<Cut>) {
         let kept = &bytes[..bytes.len().min(PAYLOAD_BYTES_MAX)];
+        let sent = cut.map_or(bytes.len() as u64, |cut| cut.sent_bytes);
+        let allowed = cut.and_then(|cut| cut.allowed_bytes);
+        let allowed = allowed.unwrap_or(PAYLOAD_BYTES_MAX as u64);
+        let long = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         self.payload.append_value(kept);
         self.payload_truncated
-            .append_value(kept.len() < bytes.len());
-        self.maximum_allowed_bytes
-            .append_value(PAYLOAD_BYTES_MAX as i64);
-        self.actual_bytes
-            .append_value(i64::try_from(bytes.len()).unwrap_or(i64::MAX));
+            .append_value((kept.len() as u64) < sent);
+        self.maximum_allowed_bytes.append_value(long(allowed));
+        self.actual_bytes.append_value(long(sent));
         self.replay_status.append_value("none");
     }
 

@@ -2,7 +2,7 @@
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
-use headwater_protocol::{Codec, EventType, Record, SourceKind};
+use headwater_protocol::{Codec, Cut, EventType, Record, SourceKind};
 use serde_bytes::ByteBuf;
 
 use super::*;
@@ -26,6 +26,7 @@ fn record(body: &str) -> Record {
         skew_ms: None,
         content_type: None,
         encoding: None,
+        cut: None,
     }
 }
 
@@ -441,6 +442,30 @@ fn long_payloads_are_cut_and_say_so() {
     let allowed = allowed.as_primitive::<Int64Type>().value(0);
     assert_eq!(allowed, quarantine_rows::PAYLOAD_BYTES_MAX as i64);
     assert_eq!(actual, allowed + 10);
+}
+
+#[test]
+fn what_its_agent_has_cut_says_how_large_it_was() {
+    let cut = |allowed_bytes| {
+        let mut cut = record(r#"{"type":"track"#);
+        cut.cut = Some(Cut {
+            sent_bytes: 2_000_000,
+            allowed_bytes,
+        });
+        let rows = staged(&cut.encode(), 1).unwrap().quarantine;
+        let number = |name: &str| {
+            let column = rows.column_by_name(name).unwrap();
+            column.as_primitive::<Int64Type>().value(0)
+        };
+        let truncated = rows.column_by_name("payload_truncated").unwrap();
+        assert!(truncated.as_boolean().value(0));
+        assert_eq!(number("actual_bytes"), 2_000_000);
+        let failure = text(&rows, "failure_type").unwrap().to_owned();
+        (failure, number("maximum_allowed_bytes"))
+    };
+    assert_eq!(cut(Some(1 << 20)), ("size".to_owned(), 1 << 20));
+    // The beginning of a request that nobody can read: that it is long is not what is wrong.
+    assert_eq!(cut(None), ("payload_format".to_owned(), 65_536));
 }
 
 #[test]

@@ -452,6 +452,7 @@ fn record(body: String) -> Record {
         skew_ms: None,
         content_type: None,
         encoding: None,
+        cut: None,
     }
 }
 
