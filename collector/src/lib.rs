@@ -76,7 +76,7 @@ pub enum StartError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The catalog or its tables.
-    #[error("cannot open the catalog `{uri}`: {source}; check the [catalog] section")]
+    #[error("cannot open the [catalog] `{uri}`: {source}")]
     Catalog {
         /// Where the catalog is.
         uri: String,

@@ -64,7 +64,7 @@ pub enum StartError {
     #[error(transparent)]
     Certificate(#[from] TlsError),
     /// The catalog cannot be opened.
-    #[error("cannot open the catalog: {0}; check the [catalog] section")]
+    #[error("cannot open the [catalog]: {0}")]
     Catalog(#[from] CatalogError),
     /// The threads for queries cannot be started.
     #[error("cannot start threads for queries: {0}")]

@@ -24,7 +24,7 @@ pub enum CatalogError {
     Store(#[from] StoreError),
     /// The catalog's server cannot be reached at start. Check the address, the server, the password.
     #[error(
-        "cannot open the catalog at `{place}`: {source}; check catalog.uri, the server and the password"
+        "`{place}` cannot be reached: {source}; check catalog.uri, the server and the password"
     )]
     Unreachable {
         /// Host, port and database.
@@ -36,7 +36,7 @@ pub enum CatalogError {
     /// The catalog's REST server cannot be used at start. Check the address, the server, the
     /// credentials.
     #[error(
-        "cannot open the catalog at `{place}`: {source}; check catalog.uri, the server and the credentials"
+        "`{place}` cannot be used: {source}; check catalog.uri, the server and the credentials"
     )]
     RestUnreachable {
         /// The address.
