@@ -288,11 +288,15 @@ async fn full_staging() -> Result<f64> {
             }));
         }
     }
-    let wanted = (2 * fit * u64::from(count)) as f64;
-    while program.metric("collector_events_staged_total").await? < wanted {
+    // Full is when each of them has a batch that waits for room.
+    let waiting = "collector_waiting_batches{for=\"agent\"}";
+    let mut staged = 0.0;
+    while staged < STAGED_BYTES_MAX as f64 * 0.9
+        || program.metric(waiting).await? < agents.len() as f64
+    {
         tokio::time::sleep(Duration::from_millis(100)).await;
+        staged = program.metric("collector_staged_bytes").await?;
     }
-    let staged = program.metric("collector_staged_bytes").await?;
     let per_byte = |rss: u64| rss.saturating_sub(before) as f64 / staged;
     let held = per_byte(program.rss()?);
     program.give_metadata_back()?;
