@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{Float64Type, Int32Type, Int64Type, TimestampMicrosecondType};
-use futures::TryStreamExt;
 use headwater_collector::commit::{CommitHook, CommitPoint, NoHook};
 use headwater_collector::plan::live::Reloaded;
 use headwater_collector::quarantine::Filter;
@@ -230,10 +229,8 @@ fn with_method(range: std::ops::RangeInclusive<u64>) -> Vec<Record> {
 
 /// Sequence, JSON of the properties, promoted value and violations of each event.
 async fn methods(world: &World) -> Vec<(i64, String, Option<String>, String)> {
-    let table = world.events().await;
-    let rows = table.scan().build().unwrap().to_arrow().await.unwrap();
     let mut found = Vec::new();
-    for rows in rows.try_collect::<Vec<_>>().await.unwrap() {
+    for rows in world.event_rows().await {
         let column = |name: &str| rows.column_by_name(name).unwrap();
         let sequences = column("_sequence").as_primitive::<Int64Type>();
         let json = column("properties").as_string::<i32>();
@@ -392,9 +389,8 @@ async fn a_promoted_time_is_stored_with_its_zone_resolved() {
     let table = world.events().await;
     let field = table.metadata().current_schema().field_by_name("ends_at");
     assert_eq!(field.unwrap().field_type.to_string(), "timestamptz");
-    let rows = table.scan().build().unwrap().to_arrow().await.unwrap();
     let mut found = Vec::new();
-    for rows in rows.try_collect::<Vec<_>>().await.unwrap() {
+    for rows in world.event_rows().await {
         let column = |name: &str| rows.column_by_name(name).unwrap();
         let sequences = column("_sequence").as_primitive::<Int64Type>();
         let times = column("ends_at").as_primitive::<TimestampMicrosecondType>();
@@ -414,10 +410,8 @@ async fn a_promoted_time_is_stored_with_its_zone_resolved() {
 
 /// Sequence, version of the plan, promoted value, whether it is noted, and the JSON of each event.
 async fn seconds(world: &World) -> Vec<(i64, i32, Option<f64>, bool, String)> {
-    let table = world.events().await;
-    let rows = table.scan().build().unwrap().to_arrow().await.unwrap();
     let mut found = Vec::new();
-    for rows in rows.try_collect::<Vec<_>>().await.unwrap() {
+    for rows in world.event_rows().await {
         let column = |name: &str| rows.column_by_name(name).unwrap();
         let sequences = column("_sequence").as_primitive::<Int64Type>();
         let versions = column("schema_version").as_primitive::<Int32Type>();

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::AsArray;
 use clap::Parser as _;
-use futures::TryStreamExt;
 use headwater_collector::commit::NoHook;
 use headwater_collector::plan::Plan;
 use headwater_collector::quarantine::command::{QuarantineCommand, list};
@@ -237,10 +236,8 @@ async fn a_replayed_row_is_the_row_that_the_event_would_have_had() {
 
 /// Every column of every row but `ingest_batch_id`, as text, in order.
 async fn rows(world: &World) -> Vec<String> {
-    let table = world.events().await;
-    let batches = table.scan().build().unwrap().to_arrow().await.unwrap();
     let mut rows = Vec::new();
-    for batch in batches.try_collect::<Vec<_>>().await.unwrap() {
+    for batch in world.event_rows().await {
         let batch_ids = batch.column_by_name("ingest_batch_id").unwrap().clone();
         let batch_ids = batch_ids.as_string::<i32>();
         for row in 0..batch.num_rows() {

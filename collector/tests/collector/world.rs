@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
+use arrow::record_batch::RecordBatch;
 use futures::TryStreamExt;
 use headwater_collector::commit::{CommitHook, NoHook};
 use headwater_collector::{Config, RunError, Running, start_with};
@@ -262,6 +263,13 @@ impl World {
 
     pub(crate) async fn events(&self) -> Table {
         self.table(&schema::RAW_EVENTS).await
+    }
+
+    /// Returns every row of `raw.events`, in no order.
+    pub(crate) async fn event_rows(&self) -> Vec<RecordBatch> {
+        let scan = self.events().await.scan().build().unwrap();
+        let rows = scan.to_arrow().await.unwrap();
+        rows.try_collect().await.unwrap()
     }
 
     pub(crate) async fn quarantine(&self) -> Table {
