@@ -2,22 +2,25 @@
 
 use chrono::{DateTime, NaiveDateTime, SecondsFormat};
 
+/// Forms without an offset, which are UTC, and one that is laxer than RFC 3339, such as a single digit.
+const FORMS: [&str; 3] = [
+    "%Y-%m-%dT%H:%M:%S%.f",
+    "%Y-%m-%d %H:%M:%S%.f",
+    "%Y-%m-%dT%H:%M:%S%.fZ",
+];
+
 /// Reads an ISO-8601 timestamp (`2026-11-20T10:00:00.123Z`, offset or none, `T` or a space) and
-/// returns microseconds since the Unix epoch. Without an offset it is UTC. `None` when it is no
-/// timestamp.
+/// returns microseconds since the Unix epoch; finer digits are cut off. Without an offset it is UTC.
+/// `None` when it is no timestamp.
 pub fn parse(text: &str) -> Option<i64> {
     let text = text.trim();
     if let Ok(time) = DateTime::parse_from_rfc3339(text) {
         return Some(time.timestamp_micros());
     }
-    [
-        "%Y-%m-%dT%H:%M:%S%.f",
-        "%Y-%m-%d %H:%M:%S%.f",
-        "%Y-%m-%dT%H:%M:%S%.fZ",
-    ]
-    .iter()
-    .find_map(|format| NaiveDateTime::parse_from_str(text, format).ok())
-    .map(|time| time.and_utc().timestamp_micros())
+    FORMS
+        .iter()
+        .find_map(|form| NaiveDateTime::parse_from_str(text, form).ok())
+        .map(|time| time.and_utc().timestamp_micros())
 }
 
 /// Writes microseconds since the Unix epoch as ISO-8601 in UTC, `None` when no year can hold them.

@@ -329,7 +329,7 @@ fn table_error(table: &TableName, source: iceberg::Error) -> CatalogError {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "the default of `open_with_clock`; this crate knows no other crate of ours"
+    reason = "the default of `open_with_clock`; this crate does not know `headwater-service`, which has the clock"
 )]
 fn system_now() -> i64 {
     chrono::Utc::now().timestamp_micros()

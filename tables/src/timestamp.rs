@@ -1,11 +1,10 @@
 //! Points in time as clients write them, read for promoted columns of type `timestamp`.
 //!
 //! Place on the event's path: the collector fills such a column by it, the view `events` reads the JSON
-//! by it. Pure. Promise: it reads what `format: date-time` of a tracking plan accepts, and the same time;
-//! a test of the collector, which knows both, holds them together. What no reader of the tables could
-//! show is no time.
+//! by it. Pure. Promise: it reads what `format: date-time` of a tracking plan accepts, and the same time,
+//! because both ask `headwater_protocol`. What no reader of the tables could show is no time.
 
-use chrono::{DateTime, NaiveDateTime};
+use headwater_protocol::timestamp;
 
 /// First moment that a column may hold: 0001-01-01T00:00:00Z, in microseconds since the Unix epoch.
 const EARLIEST: i64 = -62_135_596_800_000_000;
@@ -13,24 +12,10 @@ const EARLIEST: i64 = -62_135_596_800_000_000;
 /// First moment that a column may not hold: 10000-01-01T00:00:00Z.
 const TOO_LATE: i64 = 253_402_300_800_000_000;
 
-/// Forms without an offset, which are UTC, and one that is laxer than RFC 3339, such as a single digit.
-const FORMS: [&str; 3] = [
-    "%Y-%m-%dT%H:%M:%S%.f",
-    "%Y-%m-%d %H:%M:%S%.f",
-    "%Y-%m-%dT%H:%M:%S%.fZ",
-];
-
 /// Reads a time and returns microseconds since the Unix epoch; finer digits are cut off. `None` when it
 /// is no time, or none of the years 1 to 9999.
 pub(crate) fn parse(text: &str) -> Option<i64> {
-    let text = text.trim();
-    let with_offset = DateTime::parse_from_rfc3339(text).map(|time| time.timestamp_micros());
-    let time = with_offset.ok().or_else(|| {
-        let mut forms = FORMS.iter();
-        let time = forms.find_map(|form| NaiveDateTime::parse_from_str(text, form).ok())?;
-        Some(time.and_utc().timestamp_micros())
-    });
-    time.filter(|time| (EARLIEST..TOO_LATE).contains(time))
+    timestamp::parse(text).filter(|time| (EARLIEST..TOO_LATE).contains(time))
 }
 
 #[cfg(test)]

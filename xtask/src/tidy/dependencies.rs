@@ -46,7 +46,7 @@ const RULES: [Rule; 10] = [
     },
     Rule {
         package: "headwater-tables",
-        may_use: &[],
+        may_use: &["headwater-protocol"],
         never: &["quinn", "tonic"],
     },
     Rule {
