@@ -11,21 +11,17 @@ use serde_bytes::ByteBuf;
 
 fn record(body: &[u8]) -> Record {
     Record {
-        received_at: 1_770_000_000_000_000,
-        company_id: "acme".to_owned(),
-        source_id: "web".to_owned(),
-        source_kind: SourceKind::Server,
-        path: "/v1/track".to_owned(),
         event_type: Some(EventType::Track),
-        sent_at: None,
         attempt: Some(1),
         ip: Some("192.0.2.0".to_owned()),
-        user_agent: None,
-        body: ByteBuf::from(body.to_vec()),
-        skew_ms: None,
-        content_type: None,
-        encoding: None,
-        cut: None,
+        ..Record::new(
+            1_770_000_000_000_000,
+            "acme",
+            "web",
+            SourceKind::Server,
+            "/v1/track",
+            body,
+        )
     }
 }
 

@@ -17,7 +17,6 @@ use headwater_agent::reload::Settings;
 use headwater_agent::shipper::{self, Parts};
 use headwater_protocol::{AgentId, Record, SourceKind};
 use headwater_service::tls::TlsFiles;
-use serde_bytes::ByteBuf;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -428,21 +427,6 @@ fn record(world: &World, id: &str, kind: Kind) -> Record {
         Kind::Debatable => event("Something Else"),
         Kind::Bad => format!("no event {id}"),
     };
-    Record {
-        received_at: world.clock.now(),
-        company_id: "acme".to_owned(),
-        source_id: "web".to_owned(),
-        source_kind: SourceKind::Server,
-        path: "/v1/batch".to_owned(),
-        event_type: None,
-        sent_at: None,
-        attempt: None,
-        ip: None,
-        user_agent: None,
-        body: ByteBuf::from(body.into_bytes()),
-        skew_ms: None,
-        content_type: None,
-        encoding: None,
-        cut: None,
-    }
+    let now = world.clock.now();
+    Record::new(now, "acme", "web", SourceKind::Server, "/v1/batch", body)
 }

@@ -154,21 +154,8 @@ fn zero_turns_it_off_and_leaves_no_files() {
 #[test]
 fn fingerprints_differ_in_every_part_and_under_every_key() {
     let record = |company: &str, source: &str, kind, body: &[u8]| Record {
-        received_at: 1,
-        company_id: company.to_owned(),
-        source_id: source.to_owned(),
-        source_kind: SourceKind::Browser,
-        path: "/v1/batch".to_owned(),
         event_type: kind,
-        sent_at: None,
-        attempt: None,
-        ip: None,
-        user_agent: None,
-        body: serde_bytes::ByteBuf::from(body.to_vec()),
-        skew_ms: None,
-        content_type: None,
-        encoding: None,
-        cut: None,
+        ..Record::new(1, company, source, SourceKind::Browser, "/v1/batch", body)
     };
     let key = Fingerprinter { key: [7; 16] };
     let track = Some(EventType::Track);

@@ -473,23 +473,7 @@ async fn an_event_that_could_not_be_stored_is_no_duplicate() {
     let settings = Settings::fixed(config);
     let (sequencer, thread) = Sequencer::start(faulty, Some(window), settings).unwrap();
     let entry = |id: &str| {
-        let record = Record {
-            received_at: 1,
-            company_id: "acme".to_owned(),
-            source_id: "web".to_owned(),
-            source_kind: SourceKind::Browser,
-            path: "/v1/batch".to_owned(),
-            event_type: None,
-            sent_at: None,
-            attempt: None,
-            ip: None,
-            user_agent: None,
-            body: serde_bytes::ByteBuf::from(id.as_bytes()),
-            skew_ms: None,
-            content_type: None,
-            encoding: None,
-            cut: None,
-        };
+        let record = Record::new(1, "acme", "web", SourceKind::Browser, "/v1/batch", id);
         Entry {
             fingerprint: Some(fingerprinter.fingerprint(&record)),
             record: record.encode(),

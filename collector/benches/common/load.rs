@@ -1,7 +1,6 @@
 //! What the benches send: events as a support tool's SDK sends them, in batches of the wire.
 
 use headwater_protocol::{BatchHeader, Codec, Record, SourceKind, batch};
-use serde_bytes::ByteBuf;
 
 /// Returns the `n`th event: a track call of one of 200 users, 656 bytes of MessagePack.
 pub(crate) fn event(n: u64) -> Record {
@@ -15,21 +14,17 @@ pub(crate) fn event(n: u64) -> Record {
         n % 97,
     );
     Record {
-        received_at: 1_795_168_800_000_000 + (n as i64) * 1000,
-        company_id: format!("company-{}", n % 20),
-        source_id: "web".to_owned(),
-        source_kind: SourceKind::Server,
-        path: "/v1/batch".to_owned(),
-        event_type: None,
         sent_at: Some("2026-11-20T10:00:59.000Z".to_owned()),
         attempt: Some(0),
         ip: Some("192.0.2.0".to_owned()),
-        user_agent: None,
-        body: ByteBuf::from(body.into_bytes()),
-        skew_ms: None,
-        content_type: None,
-        encoding: None,
-        cut: None,
+        ..Record::new(
+            1_795_168_800_000_000 + (n as i64) * 1000,
+            format!("company-{}", n % 20),
+            "web",
+            SourceKind::Server,
+            "/v1/batch",
+            body,
+        )
     }
 }
 

@@ -4,7 +4,6 @@ use headwater_protocol::{EventType, Invalid, Record, SourceKind};
 use headwater_tables::schema::{RAW_EVENTS, raw_events, raw_quarantine};
 use headwater_tables::watermark::Watermarks;
 use headwater_tables::{Catalog, CatalogConfig, Change};
-use serde_bytes::ByteBuf;
 
 use super::replay::{Extent, replay};
 use super::*;
@@ -16,23 +15,14 @@ use crate::staging::quarantine_rows::QuarantineRows;
 const NOW: i64 = 1_790_000_000_000_000;
 
 fn plain() -> Record {
-    Record {
-        received_at: NOW - 1,
-        company_id: "acme".to_owned(),
-        source_id: "web".to_owned(),
-        source_kind: SourceKind::Server,
-        path: "/v1/batch".to_owned(),
-        event_type: None,
-        sent_at: None,
-        attempt: None,
-        ip: None,
-        user_agent: None,
-        body: ByteBuf::from(br#"{"type":"track","event":"E","userId":"u"}"#.to_vec()),
-        skew_ms: None,
-        content_type: None,
-        encoding: None,
-        cut: None,
-    }
+    Record::new(
+        NOW - 1,
+        "acme",
+        "web",
+        SourceKind::Server,
+        "/v1/batch",
+        r#"{"type":"track","event":"E","userId":"u"}"#,
+    )
 }
 
 fn key() -> Key {

@@ -12,21 +12,10 @@ const NOW: i64 = 1_790_000_000_000_000;
 
 fn record(body: &str) -> Record {
     Record {
-        received_at: NOW,
-        company_id: "acme".to_owned(),
-        source_id: "web".to_owned(),
-        source_kind: SourceKind::Server,
-        path: "/v1/batch".to_owned(),
-        event_type: None,
-        sent_at: None,
         attempt: Some(1),
         ip: Some("192.0.2.0".to_owned()),
         user_agent: Some("Mozilla/5.0 (compatible; Examplebot/2.1)".to_owned()),
-        body: ByteBuf::from(body.as_bytes().to_vec()),
-        skew_ms: None,
-        content_type: None,
-        encoding: None,
-        cut: None,
+        ..Record::new(NOW, "acme", "web", SourceKind::Server, "/v1/batch", body)
     }
 }
 

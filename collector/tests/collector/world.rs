@@ -28,7 +28,6 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
     DnType, IsCa, Issuer, KeyIdMethod, KeyPair, RevokedCertParams,
 };
-use serde_bytes::ByteBuf;
 use sqlx::Connection as _;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -445,23 +444,7 @@ pub(crate) fn hello(agent: &str, epoch: u64) -> Hello {
 }
 
 fn record(body: String) -> Record {
-    Record {
-        received_at: NOW,
-        company_id: "acme".to_owned(),
-        source_id: "web".to_owned(),
-        source_kind: SourceKind::Server,
-        path: "/v1/batch".to_owned(),
-        event_type: None,
-        sent_at: None,
-        attempt: None,
-        ip: None,
-        user_agent: None,
-        body: ByteBuf::from(body.into_bytes()),
-        skew_ms: None,
-        content_type: None,
-        encoding: None,
-        cut: None,
-    }
+    Record::new(NOW, "acme", "web", SourceKind::Server, "/v1/batch", body)
 }
 
 /// A valid event that names its sequence.
