@@ -6,12 +6,13 @@
 pub(crate) mod posthog;
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::head::{self, Fields, Form, Verdict};
-use crate::json::{Object, Value};
+use crate::json::{Document, Object, Value};
 use crate::record::Record;
 use crate::timestamp;
 
@@ -173,11 +174,11 @@ pub struct Event<'a> {
     /// `sentAt` of the event or its batch, microseconds since the Unix epoch.
     pub sent_at: Option<i64>,
     /// `properties`, empty when missing.
-    pub properties: Object<'a>,
+    pub properties: Document<'a>,
     /// `context`, empty when missing.
-    pub context: Object<'a>,
+    pub context: Document<'a>,
     /// `traits`, when present.
-    pub traits: Option<Object<'a>>,
+    pub traits: Option<Document<'a>>,
 }
 
 impl<'a> Event<'a> {
@@ -227,15 +228,16 @@ impl<'a> Event<'a> {
             let event = posthog::build(object, event_type, original_timestamp, sent_at);
             return Ok(event);
         }
-        let payload_sha256 = payload_hash(&object);
+        let payload = Payload::of(&object);
+        let payload_sha256 = payload.sha256;
         let name = match event_type {
             EventType::Track => text(&object, "event"),
             EventType::Page | EventType::Screen => text(&object, "name"),
             _ => None,
         };
-        let properties = object_of(&mut object, "properties").unwrap_or_default();
-        let context = object_of(&mut object, "context").unwrap_or_default();
-        let traits = object_of(&mut object, "traits");
+        let properties = payload.document(&mut object, "properties");
+        let context = payload.document(&mut object, "context");
+        let traits = payload.document(&mut object, "traits");
         let message_id = text(&object, "messageId");
         let user_id = text(&object, "userId");
         let anonymous_id = text(&object, "anonymousId");
@@ -255,8 +257,8 @@ impl<'a> Event<'a> {
             previous_id,
             original_timestamp,
             sent_at,
-            properties,
-            context,
+            properties: properties.unwrap_or_default(),
+            context: context.unwrap_or_default(),
             traits,
         })
     }
@@ -284,11 +286,43 @@ fn payload_id(payload_sha256: &[u8; 16]) -> Cow<'static, str> {
     Cow::Owned(format!("payload-{}", hex(payload_sha256)))
 }
 
-fn payload_hash(object: &Object<'_>) -> [u8; 16] {
-    let digest = Sha256::digest(object.to_canonical());
-    let mut out = [0; 16];
-    out.copy_from_slice(&digest[..16]);
-    out
+/// The canonical text of an event without `sentAt`, from which its hash is taken.
+struct Payload {
+    sha256: [u8; 16],
+    text: String,
+    /// Where in `text` the values of [`DOCUMENTS`] stand.
+    places: [Range<usize>; DOCUMENTS.len()],
+}
+
+/// Fields whose text goes into a column as it is: written once, for the hash.
+const DOCUMENTS: [&str; 3] = ["context", "properties", "traits"];
+
+impl Payload {
+    fn of(object: &Object<'_>) -> Self {
+        let mut text = String::with_capacity(1024);
+        let mut places = [const { 0..0 }; DOCUMENTS.len()];
+        object.write(&mut text, |key, place| {
+            if let Some(known) = DOCUMENTS.iter().position(|known| *known == key) {
+                places[known] = place;
+            }
+        });
+        let digest = Sha256::digest(&text);
+        let mut sha256 = [0; 16];
+        sha256.copy_from_slice(&digest[..16]);
+        Self {
+            sha256,
+            text,
+            places,
+        }
+    }
+
+    /// Takes one of [`DOCUMENTS`] out of the object that this is the text of.
+    fn document<'a>(&self, object: &mut Object<'a>, key: &str) -> Option<Document<'a>> {
+        let place = DOCUMENTS.iter().position(|known| *known == key)?;
+        let inner = object_of(object, key)?;
+        let text = &self.text[self.places[place].clone()];
+        Some(Document::written(inner, text))
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -382,6 +416,10 @@ mod tests {
         let first = parse(r#"{"type":"track","event":"E","userId":"u","sentAt":"2026-01-01T00:00:00Z","properties":{"b":1,"a":{"d":1,"c":2}}}"#).unwrap();
         let again = parse(r#"{"sentAt":"2026-01-02T00:00:00Z","properties":{"a":{"c":2,"d":1},"b":1},"userId":"u","event":"E","type":"track"}"#).unwrap();
         assert_eq!(first.payload_sha256, again.payload_sha256);
+        assert_eq!(
+            again.properties.canonical(),
+            again.properties.to_canonical()
+        );
         assert_eq!(first.message_id, again.message_id);
         assert!(first.id_from_server);
         assert_ne!(first.sent_at, again.sent_at);

@@ -6,7 +6,8 @@
 //! texts are JSON here and there, and they mean the same values.
 
 use std::borrow::Cow;
-use std::fmt;
+use std::fmt::{self, Write as _};
+use std::ops::{Deref, DerefMut, Range};
 
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::Number;
@@ -76,26 +77,26 @@ impl<'a> Value<'a> {
         }
     }
 
-    fn write(&self, out: &mut Vec<u8>) {
+    fn write(&self, out: &mut String) {
         match self {
-            Self::Null => out.extend_from_slice(b"null"),
-            Self::Bool(true) => out.extend_from_slice(b"true"),
-            Self::Bool(false) => out.extend_from_slice(b"false"),
+            Self::Null => out.push_str("null"),
+            Self::Bool(true) => out.push_str("true"),
+            Self::Bool(false) => out.push_str("false"),
             Self::Number(number) => {
-                serde_json::to_writer(out, number).expect("writing to memory cannot fail");
+                write!(out, "{number}").expect("writing to memory cannot fail");
             }
             Self::Text(text) => write_text(text, out),
             Self::Array(items) => {
-                out.push(b'[');
+                out.push('[');
                 for (index, item) in items.iter().enumerate() {
                     if index > 0 {
-                        out.push(b',');
+                        out.push(',');
                     }
                     item.write(out);
                 }
-                out.push(b']');
+                out.push(']');
             }
-            Self::Object(object) => object.write(out),
+            Self::Object(object) => object.write(out, |_, _| {}),
         }
     }
 }
@@ -142,8 +143,12 @@ impl<'a> Object<'a> {
         if self.entries.len() > SCANNED_MAX {
             return self.place(key).ok().map(|at| &self.entries[at].1);
         }
+        // Keys of one length mostly differ in their first byte.
+        let first = key.as_bytes().first();
         let mut entries = self.entries.iter();
-        entries.find(|(at, _)| at == key).map(|(_, value)| value)
+        entries
+            .find(|(at, _)| at.len() == key.len() && at.as_bytes().first() == first && at == key)
+            .map(|(_, value)| value)
     }
 
     /// Says whether there is a value of this key, if only null.
@@ -174,36 +179,92 @@ impl<'a> Object<'a> {
 
     /// Returns the object as canonical JSON: keys sorted at every level, no white space.
     pub fn to_canonical(&self) -> String {
-        let mut out = Vec::with_capacity(512);
-        self.write(&mut out);
-        String::from_utf8(out).expect("JSON text is UTF-8")
+        let mut out = String::with_capacity(512);
+        self.write(&mut out, |_, _| {});
+        out
     }
 
-    fn write(&self, out: &mut Vec<u8>) {
-        out.push(b'{');
+    /// Appends the object as canonical JSON; tells `written` each key and where in `out` its value stands.
+    pub(crate) fn write(&self, out: &mut String, mut written: impl FnMut(&str, Range<usize>)) {
+        out.push('{');
         for (index, (key, value)) in self.entries.iter().enumerate() {
             if index > 0 {
-                out.push(b',');
+                out.push(',');
             }
             write_text(key, out);
-            out.push(b':');
+            out.push(':');
+            let start = out.len();
             value.write(out);
+            written(key, start..out.len());
         }
-        out.push(b'}');
+        out.push('}');
     }
 }
 
-fn write_text(text: &str, out: &mut Vec<u8>) {
+/// An object that knows its canonical text where somebody had to write it already.
+#[derive(Debug, Clone, Default)]
+pub struct Document<'a> {
+    object: Object<'a>,
+    text: Option<String>,
+}
+
+impl<'a> Document<'a> {
+    /// Takes an object whose canonical text is known.
+    pub(crate) fn written(object: Object<'a>, text: &str) -> Self {
+        Self {
+            object,
+            text: Some(text.to_owned()),
+        }
+    }
+
+    /// Returns the object as [`Object::to_canonical`] writes it.
+    pub fn canonical(&self) -> Cow<'_, str> {
+        match &self.text {
+            Some(text) => Cow::Borrowed(text),
+            None => Cow::Owned(self.object.to_canonical()),
+        }
+    }
+}
+
+impl<'a> From<Object<'a>> for Document<'a> {
+    fn from(object: Object<'a>) -> Self {
+        Self { object, text: None }
+    }
+}
+
+impl<'a> Deref for Document<'a> {
+    type Target = Object<'a>;
+
+    fn deref(&self) -> &Object<'a> {
+        &self.object
+    }
+}
+
+impl DerefMut for Document<'_> {
+    /// Forgets the text: the object may become another one.
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        self.text = None;
+        &mut self.object
+    }
+}
+
+impl PartialEq for Document<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.object == other.object
+    }
+}
+
+fn write_text(text: &str, out: &mut String) {
     // No early end, so that the compiler looks at many bytes at once.
     let needs_escapes = text.bytes().fold(false, |any, byte| {
         any | (byte < b' ') | matches!(byte, b'"' | b'\\')
     });
     if needs_escapes {
-        serde_json::to_writer(out, text).expect("writing to memory cannot fail");
+        out.push_str(&serde_json::to_string(text).expect("writing to memory cannot fail"));
     } else {
-        out.push(b'"');
-        out.extend_from_slice(text.as_bytes());
-        out.push(b'"');
+        out.push('"');
+        out.push_str(text);
+        out.push('"');
     }
 }
 
@@ -307,9 +368,9 @@ mod tests {
     }
 
     fn ours(text: &[u8]) -> Option<String> {
-        let mut out = Vec::new();
+        let mut out = String::new();
         Value::parse(text).ok()?.write(&mut out);
-        Some(String::from_utf8(out).unwrap())
+        Some(out)
     }
 
     #[test]
@@ -347,6 +408,16 @@ mod tests {
         assert_eq!(object.remove("c").and_then(|it| it.as_i64()), Some(1));
         assert!(object.contains_key("a") && !object.contains_key("c"));
         assert_eq!(object.get("b").and_then(Value::as_str), Some("x"));
+    }
+
+    #[test]
+    fn a_document_forgets_its_text_when_it_may_change() {
+        let object = Object::default();
+        let mut document = Document::written(object.clone(), "known");
+        assert_eq!(document.canonical(), "known");
+        assert_eq!(document, Document::from(object));
+        document.insert("a", Value::Null);
+        assert_eq!(document.canonical(), r#"{"a":null}"#);
     }
 
     proptest! {

@@ -406,7 +406,9 @@ impl Schema {
         // Both are in order of the names.
         let mut known = self.properties.iter().peekable();
         for (name, value) in object.iter() {
-            while known.next_if(|(it, _)| it.as_str() < name).is_some() {}
+            // Byte by byte: names differ early.
+            let order = |it: &str| it.bytes().cmp(name.bytes());
+            while known.next_if(|(it, _)| order(it).is_lt()).is_some() {}
             let before = found.broken;
             match (known.next_if(|(it, _)| *it == name), &self.additional) {
                 (Some((name, schema)), _) => {

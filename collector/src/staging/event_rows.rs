@@ -15,7 +15,7 @@ use arrow::array::{
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
-use headwater_protocol::json::{Object, Value};
+use headwater_protocol::json::{Document, Object, Value};
 use headwater_protocol::{Event, EventType, Record, Sequence};
 use headwater_tables::promoted::Promoted;
 
@@ -247,11 +247,10 @@ impl EventRows {
         self.payload_sha256.append_value(event.payload_sha256)?;
         self.event_type.append_value(event.event_type.as_str());
         self.schema_version.append_value(judgement.version);
-        self.properties
-            .append_value(event.properties.to_canonical());
-        self.context.append_value(event.context.to_canonical());
+        self.properties.append_value(event.properties.canonical());
+        self.context.append_value(event.context.canonical());
         self.traits
-            .append_option(event.traits.as_ref().map(Object::to_canonical));
+            .append_option(event.traits.as_ref().map(Document::canonical));
         self.attempt
             .append_option(record.attempt.and_then(|it| i32::try_from(it).ok()));
         let event_time = self.push_times(record, event);
@@ -455,7 +454,7 @@ fn push_list<T: AsRef<str>>(
 
 /// Returns how large an event is: its body, less the properties that are not stored.
 fn bytes_without_omitted(record: &Record, sent: &Event<'_>, stored: &Event<'_>) -> usize {
-    let bytes = |event: &Event<'_>| event.properties.to_canonical().len();
+    let bytes = |event: &Event<'_>| event.properties.canonical().len();
     let omitted = bytes(sent).saturating_sub(bytes(stored));
     record.body.len().saturating_sub(omitted)
 }

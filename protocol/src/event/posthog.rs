@@ -15,7 +15,7 @@
 //! | `properties.$lib`, `$current_url`, … and v1's `options` | `context` |
 //! | `$set`, `$group_set` | `traits` |
 
-use super::{Event, EventType, object_of, payload_hash, payload_id, text};
+use super::{Event, EventType, Payload, object_of, payload_id, text};
 use crate::json::{Object, Value};
 
 /// Properties that are also in a section of `context`: the section, and its keys with their properties.
@@ -67,7 +67,7 @@ pub(super) fn build<'a>(
     original_timestamp: Option<i64>,
     sent_at: Option<i64>,
 ) -> Event<'a> {
-    let payload_sha256 = payload_hash(&object);
+    let payload_sha256 = Payload::of(&object).sha256;
     let message_id = text(&object, "uuid");
     let mut properties = object_of(&mut object, "properties").unwrap_or_default();
     let mut user_id = text(&object, "distinct_id");
@@ -112,9 +112,9 @@ pub(super) fn build<'a>(
         previous_id,
         original_timestamp,
         sent_at,
-        properties,
-        context,
-        traits,
+        properties: properties.into(),
+        context: context.into(),
+        traits: traits.map(Into::into),
     }
 }
 
@@ -205,7 +205,7 @@ impl<'a> Event<'a> {
         if is_from_property && self.anonymous_id == as_text {
             self.anonymous_id = None;
         }
-        if property == TRAITS && self.traits.as_ref() == value.as_object() {
+        if property == TRAITS && self.traits.as_deref() == value.as_object() {
             self.traits = None;
         }
     }
@@ -255,6 +255,7 @@ pub(super) fn add_library<'a>(event: &mut Event<'a>, user_agent: Option<&'a str>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::json::Document;
     use crate::timestamp;
 
     fn read(body: &str) -> Event<'_> {
@@ -347,7 +348,7 @@ mod tests {
         let expected = Event {
             properties: read(r#"{"event":"E","distinct_id":"u","properties":{"kept":1}}"#)
                 .properties,
-            context: Object::default(),
+            context: Document::default(),
             anonymous_id: None,
             traits: None,
             ..sent
@@ -366,7 +367,7 @@ mod tests {
         }
         assert_eq!(event.anonymous_id.as_deref(), Some("d"));
         assert_eq!(
-            event.traits.as_ref().map(Object::to_canonical).as_deref(),
+            event.traits.as_ref().map(Document::canonical).as_deref(),
             Some(r#"{"a":1}"#)
         );
         assert_eq!(event.properties.to_canonical(), r#"{"$lib":"l"}"#);
@@ -377,7 +378,8 @@ mod tests {
         event.forget("$current_url");
         event.forget("$lib");
         assert_eq!(event.context, context);
-        assert_eq!(event.properties, Object::default());
+        assert_eq!(event.properties, Document::default());
+        assert_eq!(event.properties.canonical(), "{}");
     }
 
     #[test]
@@ -388,7 +390,7 @@ mod tests {
         );
         assert_eq!(identify.event_type, EventType::Identify);
         assert_eq!(identify.anonymous_id.as_deref(), Some("a"));
-        let traits = |event: &Event<'_>| event.traits.as_ref().map(Object::to_canonical);
+        let traits = |event: &Event<'_>| event.traits.as_ref().map(|it| it.to_canonical());
         assert_eq!(traits(&identify).as_deref(), Some(r#"{"plan":"pro"}"#));
         let set = read(r#"{"event":"$set","distinct_id":"u","uuid":"1","$set":{"a":1}}"#);
         assert_eq!(traits(&set).as_deref(), Some(r#"{"a":1}"#));
