@@ -81,41 +81,43 @@ pub enum Slot<'a> {
     Undecodable(&'a [u8]),
 }
 
-/// Splits an uncompressed body into its slots. A value that is not a record becomes
-/// [`Slot::Undecodable`], and so does the rest of a body that is not MessagePack at all, so that one
-/// bad record never stops the others. Never makes more slots than the header says: a body can hold a
-/// value in every byte.
+/// Splits an uncompressed body into its slots; decodes each when it is asked for. A value that is not a
+/// record becomes [`Slot::Undecodable`], and so does the rest of a body that is not MessagePack at all,
+/// so that one bad record never stops the others. Never makes more slots than the header says: a body can
+/// hold a value in every byte.
 ///
 /// # Errors
 /// [`BodyError::Count`] when the number of slots is not the header's.
-pub fn slots<'a>(header: &BatchHeader, records: &'a [u8]) -> Result<Vec<Slot<'a>>, BodyError> {
+pub fn slots<'a>(
+    header: &BatchHeader,
+    records: &'a [u8],
+) -> Result<impl Iterator<Item = Slot<'a>> + use<'a>, BodyError> {
     let wrong = |got| BodyError::Count {
         expected: header.count,
         got,
     };
-    let mut out = Vec::new();
+    let count = header.count as usize;
+    let mut values = Vec::new();
     let mut rest = records;
     while !rest.is_empty() {
-        if out.len() >= header.count as usize {
+        if values.len() >= count {
             return Err(wrong(header.count.saturating_add(1)));
         }
         let Some(after) = skip_value(rest) else {
-            // The end of this value is unknown: what is left fills the missing slots.
-            out.push(Slot::Undecodable(rest));
-            out.resize_with(header.count as usize, || Slot::Undecodable(&[]));
             break;
         };
-        let value = &rest[..rest.len() - after.len()];
-        out.push(match Record::decode(value) {
-            Ok(record) => Slot::Record(Box::new(record)),
-            Err(_) => Slot::Undecodable(value),
-        });
+        values.push(&rest[..rest.len() - after.len()]);
         rest = after;
     }
-    let got = u32::try_from(out.len()).unwrap_or(u32::MAX);
-    if got == header.count {
-        Ok(out)
-    } else {
-        Err(wrong(got))
+    if rest.is_empty() && values.len() != count {
+        return Err(wrong(u32::try_from(values.len()).unwrap_or(u32::MAX)));
     }
+    // The end of the value at which `rest` begins is unknown: it fills the missing slots.
+    let missing = count - values.len();
+    let unreadable = std::iter::once(rest).chain(std::iter::repeat(&[][..]));
+    let decoded = values.into_iter().map(|value| match Record::decode(value) {
+        Ok(record) => Slot::Record(Box::new(record)),
+        Err(_) => Slot::Undecodable(value),
+    });
+    Ok(decoded.chain(unreadable.take(missing).map(Slot::Undecodable)))
 }

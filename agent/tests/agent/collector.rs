@@ -311,7 +311,7 @@ impl Shared {
     async fn commit(&self, header: &BatchHeader, records: &[u8]) {
         let slots = match self.manner {
             Manner::Counting => Vec::new(),
-            _ => batch::slots(header, records).unwrap(),
+            _ => batch::slots(header, records).unwrap().collect(),
         };
         let arrival = self.tables.lock().arrived.clone();
         loop {
@@ -376,8 +376,8 @@ fn message_id(record: &Record) -> Option<String> {
 }
 
 fn holds_poison(header: &BatchHeader, records: &[u8]) -> bool {
-    let slots = batch::slots(header, records).unwrap();
-    slots.iter().any(|slot| match slot {
+    let mut slots = batch::slots(header, records).unwrap();
+    slots.any(|slot| match slot {
         Slot::Record(record) => record.body.windows(6).any(|word| word == b"poison"),
         Slot::Undecodable(_) => false,
     })

@@ -157,11 +157,11 @@ pub(crate) fn open_and_read(directory: &Path, generation_events_max: u64) -> Lef
             codec: Codec::Zstd,
             body_bytes: batch.body.len() as u64,
         };
-        records.extend(slots(&header, &batch.body).unwrap().iter().map(|slot| {
+        records.extend(slots(&header, &batch.body).unwrap().map(|slot| {
             let Slot::Record(record) = slot else {
                 panic!("a record is damaged");
             };
-            Record::clone(record)
+            *record
         }));
         next = batch.next();
     }
