@@ -4,9 +4,9 @@
 //! Promise: rows within a file are sorted by company, event time and message id; a file that no
 //! snapshot refers to is harmless.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
-use arrow::array::{Array, AsArray, BooleanArray, StringArray};
+use arrow::array::{AsArray, BooleanArray, StringArray};
 use arrow::compute::{filter_record_batch, interleave_record_batch};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use arrow::error::ArrowError;
@@ -89,35 +89,32 @@ pub(crate) async fn write_quarantine(
 /// # Errors
 /// Only when the batches have different columns.
 pub fn sort_events(batches: &[RecordBatch]) -> Result<Vec<RecordBatch>, ArrowError> {
-    struct Keys<'a> {
-        company: &'a StringArray,
-        time: &'a [i64],
-        message: &'a StringArray,
+    let texts = |batch: &RecordBatch, at: usize| batch.column(at).as_string::<i32>().clone();
+    let companies: Vec<StringArray> = batches
+        .iter()
+        .map(|batch| texts(batch, column::COMPANY_ID))
+        .collect();
+    let messages: Vec<StringArray> = batches
+        .iter()
+        .map(|batch| texts(batch, column::MESSAGE_ID))
+        .collect();
+    let names: BTreeSet<&str> = companies.iter().flatten().flatten().collect();
+    let ranks: HashMap<&str, u32> = names.into_iter().zip(0..).collect();
+    let mut rows = Vec::with_capacity(batches.iter().map(RecordBatch::num_rows).sum());
+    for (number, batch) in batches.iter().enumerate() {
+        let times = batch.column(column::EVENT_TIME);
+        let times = times.as_primitive::<TimestampMicrosecondType>().values();
+        for (row, (company, time)) in companies[number].iter().flatten().zip(times).enumerate() {
+            rows.push(((ranks[company], *time), (number, row)));
+        }
     }
-    let keys: Vec<Keys<'_>> = batches
-        .iter()
-        .map(|batch| Keys {
-            company: batch.column(column::COMPANY_ID).as_string(),
-            time: batch
-                .column(column::EVENT_TIME)
-                .as_primitive::<TimestampMicrosecondType>()
-                .values(),
-            message: batch.column(column::MESSAGE_ID).as_string(),
-        })
-        .collect();
-    let mut order: Vec<(usize, usize)> = keys
-        .iter()
-        .enumerate()
-        .flat_map(|(batch, keys)| (0..keys.company.len()).map(move |row| (batch, row)))
-        .collect();
-    order.sort_unstable_by_key(|&(batch, row)| {
-        let keys = &keys[batch];
-        (
-            keys.company.value(row),
-            keys.time[row],
-            keys.message.value(row),
-        )
+    // Company and time stand in the row itself: message ids are looked at only where these are the same.
+    let message = |(batch, row): (usize, usize)| messages[batch].value(row);
+    rows.sort_unstable_by(|left, right| {
+        let order = left.0.cmp(&right.0);
+        order.then_with(|| message(left.1).cmp(message(right.1)))
     });
+    let order: Vec<(usize, usize)> = rows.into_iter().map(|(_, at)| at).collect();
     let batches: Vec<&RecordBatch> = batches.iter().collect();
     order
         .chunks(ROWS_PER_BATCH)
