@@ -21,6 +21,8 @@ pub(crate) enum Refusal {
     HelloMalformed,
     /// A Hello that gets no Welcome: somebody else's name, no such version.
     HelloRejected,
+    /// An answer that the peer does not take in time.
+    AnswerTimeout,
     /// No whole header in time.
     HeaderTimeout,
     /// Bytes that are no header, or the first part of one.
@@ -40,13 +42,14 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::SessionsFull,
         Self::HandshakesFull,
         Self::Handshake,
         Self::HelloTimeout,
         Self::HelloMalformed,
         Self::HelloRejected,
+        Self::AnswerTimeout,
         Self::HeaderTimeout,
         Self::HeaderMalformed,
         Self::HeaderRejected,
@@ -66,6 +69,7 @@ impl Refusal {
             Self::HelloTimeout => "hello_timeout",
             Self::HelloMalformed => "hello_malformed",
             Self::HelloRejected => "hello_rejected",
+            Self::AnswerTimeout => "answer_timeout",
             Self::HeaderTimeout => "header_timeout",
             Self::HeaderMalformed => "header_malformed",
             Self::HeaderRejected => "header_rejected",

@@ -12,7 +12,7 @@ use headwater_protocol::{AgentId, Hello, HelloReply, Welcome, close};
 use quinn::{Connection, Incoming, RecvStream, SendStream};
 use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -25,8 +25,8 @@ use crate::refusal::Refusal;
 use crate::sessions;
 use crate::stream::Streams;
 
-/// Longest wait until a peer has taken the last answer before a close.
-const LAST_ANSWER_WAIT: Duration = Duration::from_secs(2);
+/// Longest wait until a peer has taken the answer to its Hello. It decides itself how fast it takes bytes.
+const ANSWER_WAIT: Duration = Duration::from_secs(2);
 
 /// Why a message did not come. The connection is of no further use.
 #[derive(Debug, thiserror::Error)]
@@ -218,12 +218,14 @@ fn common_name(certificate: &[u8]) -> Result<AgentId, String> {
 
 async fn refuse(connection: &Connection, mut send: SendStream, reason: String) {
     let message = frame::encode(&HelloReply::Refused { reason });
-    // The peer may be gone already; then nobody reads the reason.
-    if send.write_all(&message).await.is_ok() && send.finish().is_ok() {
-        tokio::time::timeout(LAST_ANSWER_WAIT, send.stopped())
-            .await
-            .ok();
-    }
+    let taken = async {
+        // The peer may be gone already; then nobody reads the reason.
+        if send.write_all(&message).await.is_ok() && send.finish().is_ok() {
+            send.stopped().await.ok();
+        }
+    };
+    // A refusal is counted where it is decided.
+    timeout(ANSWER_WAIT, taken).await.ok();
     connection.close(close::REFUSED.into(), b"refused");
 }
 
@@ -250,8 +252,15 @@ impl Session<'_> {
         }
         let committed_through = welcome.committed_through;
         let message = frame::encode(&HelloReply::Welcome(welcome));
-        if send.write_all(&message).await.is_err() {
-            return;
+        match timeout(ANSWER_WAIT, send.write_all(&message)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return,
+            Err(_) => {
+                Refusal::AnswerTimeout.count();
+                tracing::warn!(agent_id = %hello.agent_id, "the agent did not take its Welcome in time");
+                connection.close(close::REFUSED.into(), b"the Welcome was not taken");
+                return;
+            }
         }
         tracing::info!(
             agent_id = %hello.agent_id,
@@ -301,7 +310,7 @@ impl Session<'_> {
         }
         underway.close();
         tokio::select! {
-            _ = tokio::time::timeout(last_answers, underway.wait()) => {}
+            _ = timeout(last_answers, underway.wait()) => {}
             _ = self.connection.closed() => {}
         }
         tracing::info!(%agent_id, "session closed for its age");

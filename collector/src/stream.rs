@@ -81,6 +81,7 @@ impl Streams {
         };
         let both = async { tokio::join!(sent, discard(&mut recv, self.intake.wire_bytes_max())) };
         if timeout(ANSWER_WAIT, both).await.is_err() {
+            Refusal::AnswerTimeout.count();
             let agent_id = self.intake.agent();
             tracing::debug!(%agent_id, "the agent did not take the answer in time");
         }

@@ -178,6 +178,31 @@ async fn a_hello_that_does_not_come_ends_the_connection() {
     attacked.stop().await;
 }
 
+/// Whoever reads no answer holds no place for longer than a bound, and does not keep others out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_takes_no_answer_is_let_go() {
+    let _alone = COUNTERS.lock().await;
+    let mut attacked = Attacked::new(|_| {}).await;
+    let address = attacked.collector.address;
+    let before = refusals("answer_timeout");
+    let welcome = frame::encode(&hello("attacker", EPOCH));
+    let stranger = frame::encode(&hello("somebody-else", EPOCH));
+    let mut held = Vec::new();
+    for says in [welcome, stranger, vec![0, 0, 0, 1, 0xc1]] {
+        let (endpoint, connection) = attacked.world.deaf("attacker", address).await;
+        let (mut send, recv) = connection.open_bi().await.unwrap();
+        send.write_all(&says).await.unwrap();
+        held.push((endpoint, connection, send, recv));
+    }
+    attacked.others_go_on().await;
+    for (_, connection, ..) in &held {
+        assert!(is_closed_with(&closed(connection).await, close::REFUSED));
+    }
+    // The other two are counted by what they said.
+    assert_eq!(refusals("answer_timeout"), before + 1.0);
+    attacked.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_gets_in_without_a_certificate_of_the_ca() {
     let _alone = COUNTERS.lock().await;

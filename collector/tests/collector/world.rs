@@ -255,6 +255,20 @@ impl World {
         dial(tls, address).await
     }
 
+    /// Opens a connection to which not a byte can be sent on a stream.
+    pub(crate) async fn deaf(&self, name: &str, address: SocketAddr) -> (Endpoint, Connection) {
+        let tls = mutual_client(&self.certificate(name), ALPN).unwrap();
+        let crypto = QuicClientConfig::try_from(tls).unwrap();
+        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+        let mut transport = quinn::TransportConfig::default();
+        transport.stream_receive_window(0u32.into());
+        config.transport_config(Arc::new(transport));
+        let mut endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+        endpoint.set_default_client_config(config);
+        let connection = endpoint.connect(address, "localhost").unwrap().await;
+        (endpoint, connection.unwrap())
+    }
+
     async fn table(&self, name: &TableName) -> Table {
         let catalog = Catalog::open(&self.catalog).await.unwrap();
         catalog.load(name).await.unwrap()
