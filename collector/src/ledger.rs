@@ -95,18 +95,20 @@ impl Ledger {
                 through: watermark(key),
                 snapshot_id,
             });
-            let position = state.borrow().position;
-            // Two: the map's and the one of this loop.
-            Arc::strong_count(state) > 2 || position.staged > position.committed
+            drop(entry);
+            is_in_use(state)
         });
     }
 
     /// Returns the agents that are behind, those first whose watermark has stood still for longest; at most
-    /// `most`.
+    /// `most`. Forgets the epochs that nobody uses: what a gone agent has offered and not brought is another
+    /// collector's by now, and here no commit may come that would say so.
     pub(crate) fn furthest_behind(&self, most: usize) -> Vec<Lag> {
         let now = Instant::now();
         let mut lags: Vec<Lag> = Vec::new();
-        for (key, state) in self.entries.lock().iter() {
+        let mut entries = self.entries.lock();
+        entries.retain(|_, state| is_in_use(state));
+        for (key, state) in &*entries {
             let state = state.borrow();
             let Some(since) = state.still_since else {
                 continue;
@@ -125,6 +127,7 @@ impl Ledger {
                 None => lags.push(lag),
             }
         }
+        drop(entries);
         lags.sort_by_key(|lag| Reverse((lag.still, lag.events)));
         lags.truncate(most);
         lags
@@ -139,6 +142,13 @@ impl Ledger {
             });
         }
     }
+}
+
+/// Says whether a session has the epoch open or something of it is staged.
+fn is_in_use(state: &Arc<watch::Sender<State>>) -> bool {
+    let position = state.borrow().position;
+    // One: the map's.
+    Arc::strong_count(state) > 1 || position.staged > position.committed
 }
 
 /// One epoch's place in the ledger.
@@ -176,6 +186,11 @@ impl Entry {
             through: state.position.committed,
             snapshot_id: state.snapshot_id,
         }
+    }
+
+    /// Returns the last sequence that is staged or committed.
+    pub(crate) fn staged(&self) -> Sequence {
+        self.state.borrow().position.staged
     }
 
     /// Notes that everything up to `last` was offered.
@@ -427,6 +442,17 @@ mod tests {
         assert_eq!(ledger.furthest_behind(9), [lag("b", 2, 1), lag("a", 1, 0)]);
         one.raise(table(15));
         assert_eq!(ledger.furthest_behind(9), [lag("b", 2, 1)]);
+    }
+
+    #[tokio::test]
+    async fn what_a_gone_agent_has_offered_is_no_lag() {
+        let ledger = Ledger::default();
+        let (_, entry) = entry(&ledger, 0);
+        entry.offer(5);
+        assert_eq!(ledger.furthest_behind(9).len(), 1);
+        drop(entry);
+        assert!(ledger.furthest_behind(9).is_empty());
+        assert!(ledger.entries.lock().is_empty());
     }
 
     #[tokio::test]

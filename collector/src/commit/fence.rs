@@ -41,6 +41,11 @@ impl Fence {
         })
     }
 
+    /// Returns the number, higher with each that takes over.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
     fn parse(value: &str) -> Option<Self> {
         let (number, plan) = value.split_once(' ')?;
         Some(Self {
@@ -69,19 +74,28 @@ pub(crate) enum Step {
     Reload,
 }
 
-/// Says what a collector with `plan` does when it finds these fences.
-pub(crate) fn step(events: &Fence, quarantine: &Fence, plan: &str) -> Step {
-    if quarantine.number > events.number {
-        Step::Reload
-    } else if events.plan != plan {
+/// Says what a collector with `plan` does when it finds these fences; `seen` is the highest number that
+/// it had seen in `raw.quarantine` before it loaded `raw.events`.
+pub(crate) fn step(events: &Fence, quarantine: &Fence, seen: u64, plan: &str) -> Step {
+    let take_over = || {
         Step::FenceEvents(Fence {
-            number: events.number + 1,
+            number: events.number.max(quarantine.number) + 1,
             plan: plan.to_owned(),
         })
-    } else if quarantine.number < events.number {
+    };
+    if events.number < quarantine.number && events.number >= seen {
+        Step::Reload
+    } else if events.number < quarantine.number {
+        // `raw.events` is always fenced first, so this is not the table that was: it is new or restored.
+        take_over()
+    } else if events.plan != plan {
+        take_over()
+    } else if events.number > quarantine.number {
         Step::FenceQuarantine(events.clone())
+    } else if events.plan != quarantine.plan {
+        // A number has one plan, but for a restored table, whose numbers come again.
+        take_over()
     } else {
-        debug_assert_eq!(quarantine, events, "a number has one plan");
         Step::Decide
     }
 }
@@ -131,10 +145,26 @@ mod tests {
         ];
         for (events, quarantine, expected) in cases {
             assert_eq!(
-                step(events, quarantine, "a"),
+                step(events, quarantine, 0, "a"),
                 expected,
                 "{events:?} {quarantine:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_new_or_restored_table_gets_a_number_that_was_never_used() {
+        let new = fence(0, "");
+        let restored = fence(2, "a");
+        // The number of `raw.quarantine` was known before `raw.events` was loaded, which still has less.
+        for events in [&new, &restored] {
+            let expected = Step::FenceEvents(fence(6, "a"));
+            assert_eq!(step(events, &fence(5, "a"), 5, "a"), expected);
+            assert_eq!(step(events, &fence(5, "b"), 5, "a"), expected);
+        }
+        // Somebody took over in between: that is no sign of it.
+        assert_eq!(step(&fence(5, "a"), &fence(6, "b"), 5, "a"), Step::Reload);
+        let expected = Step::FenceEvents(fence(6, "a"));
+        assert_eq!(step(&fence(5, "a"), &fence(5, "b"), 5, "a"), expected);
     }
 }
