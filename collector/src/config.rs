@@ -325,6 +325,11 @@ impl Config {
                 "must be at least 1",
             ),
             (
+                "quic.hello_timeout_ms",
+                quic.hello_timeout_ms > 0,
+                "must be above 0",
+            ),
+            (
                 "quic.keep_alive_ms",
                 quic.keep_alive_ms > 0
                     && quic.keep_alive_ms.saturating_mul(2) < quic.idle_timeout_ms,
@@ -361,6 +366,11 @@ impl Config {
                 "must be above 0 and at most commit.retry_max_ms",
             ),
             (
+                "commit.failures_not_ready",
+                commit.failures_not_ready > 0,
+                "must be at least 1",
+            ),
+            (
                 "commit.look_interval_ms",
                 commit.look_interval_ms > 0,
                 "must be above 0",
@@ -384,6 +394,11 @@ impl Config {
                 "limits.batches_in_flight_max",
                 (1..=1024).contains(&limits.batches_in_flight_max),
                 "must be from 1 to 1024",
+            ),
+            (
+                "limits.body_timeout_ms",
+                limits.body_timeout_ms > 0,
+                "must be above 0",
             ),
             (
                 "limits.staged_bytes_max",

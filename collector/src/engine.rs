@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use headwater_protocol::frame::USED_THROUGH_SINCE;
 use headwater_protocol::{AgentId, Hello, Sequence, Welcome};
 use headwater_service::chance::SharedChance;
 use headwater_service::clock::SharedClock;
@@ -187,9 +188,12 @@ impl Engine {
                  the agent must go on with a new epoch"
             );
         }
+        let used = entry.staged().max(intake.quarantined(hello.epoch).await?);
+        let is_understood = hello.protocol_version >= USED_THROUGH_SINCE;
         let welcome = Welcome {
             committed_through: committed.through,
             limits: self.shared.config.limits.on_the_wire(),
+            used_through: Some(used).filter(|used| is_understood && *used > committed.through),
         };
         Ok((intake, welcome))
     }

@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use crate::admission::Span;
-use crate::commit::{self, StagedBatch};
+use crate::commit::{self, HeadError, StagedBatch};
 use crate::engine::Shared;
 use crate::ledger::{Admitted, Committed, Entry, Key, Outcome, Turn};
 use crate::metrics as names;
@@ -99,6 +99,7 @@ impl Intake {
             return Ok(entry.clone());
         }
         if epochs.len() >= EPOCHS_MAX {
+            Refusal::OverLimit.count();
             return Err(format!("more than {EPOCHS_MAX} epochs in one session"));
         }
         let key = Key::new(&self.agent, epoch)?;
@@ -234,15 +235,16 @@ impl Intake {
     /// Reads from the table how far an epoch is committed. The error is one line for the agent.
     async fn committed(&self, epoch: Epoch) -> Result<Committed, String> {
         let key = Key::new(&self.agent, epoch)?;
-        commit::committed(&self.shared.catalog, &key)
-            .await
-            .map_err(|error| {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "watermark not read"
-                );
-                "the catalog cannot be read now".to_owned()
-            })
+        let read = commit::committed(&self.shared.catalog, &key).await;
+        read.map_err(|error| not_read(&error))
+    }
+
+    /// Reads how far an epoch has come in `raw.quarantine`, which is ahead of `raw.events` after a crash
+    /// between the two commits. The error is one line for the agent.
+    pub(crate) async fn quarantined(&self, epoch: Epoch) -> Result<Sequence, String> {
+        let key = Key::new(&self.agent, epoch)?;
+        let read = commit::quarantined_through(&self.shared.catalog, &key).await;
+        read.map_err(|error| not_read(&error))
     }
 
     /// Reads the body and turns it into rows.
@@ -407,7 +409,9 @@ fn check(header: &BatchHeader, limits: &Limits) -> Result<Span, BatchReply> {
         let reason = "the last sequence does not fit the tables";
         return Err(misspoken(reason.to_owned()));
     };
-    if header.first_sequence == 0 {
+    if i64::try_from(header.epoch).is_err() {
+        Err(misspoken("the epoch does not fit the tables".to_owned()))
+    } else if header.first_sequence == 0 {
         Err(misspoken("sequences begin at `1`".to_owned()))
     } else if header.count == 0 {
         Err(misspoken("a batch holds at least `1` event".to_owned()))
@@ -427,6 +431,15 @@ fn check(header: &BatchHeader, limits: &Limits) -> Result<Span, BatchReply> {
     }
 }
 
+/// Returns what the agent is told of a watermark that cannot be read.
+fn not_read(error: &HeadError) -> String {
+    tracing::warn!(
+        error = error as &dyn std::error::Error,
+        "watermark not read"
+    );
+    "the catalog cannot be read now".to_owned()
+}
+
 /// Bounds how many bodies are turned into rows at once.
 pub(crate) fn cores() -> Semaphore {
     Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))
@@ -444,17 +457,28 @@ mod tests {
             batch_events_max: 10,
             batches_in_flight_max: 1,
         };
+        let header = |first_sequence, count, body_bytes| BatchHeader {
+            epoch: 1,
+            first_sequence,
+            count,
+            codec: Codec::Zstd,
+            body_bytes,
+        };
         let span = |first_sequence, count, body_bytes| {
-            let header = BatchHeader {
-                epoch: 1,
-                first_sequence,
-                count,
-                codec: Codec::Zstd,
-                body_bytes,
-            };
+            let header = header(first_sequence, count, body_bytes);
             check(&header, &limits).ok().map(|it| (it.first, it.last))
         };
         assert_eq!(span(1, 10, 100), Some((1, 10)));
+        assert!(
+            check(
+                &BatchHeader {
+                    epoch: u64::MAX,
+                    ..header(1, 1, 1)
+                },
+                &limits
+            )
+            .is_err()
+        );
         assert_eq!(span(0, 1, 1), None);
         assert_eq!(span(1, 0, 1), None);
         assert_eq!(span(1, 11, 1), None);

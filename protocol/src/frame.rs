@@ -49,7 +49,16 @@ pub struct Welcome {
     pub committed_through: Sequence,
     /// Bounds that the agent keeps to.
     pub limits: Limits,
+    /// The highest sequence of the epoch that the collector knows of, where that is above
+    /// `committed_through`: quarantined before a crash, or staged at present. If it is ahead of the agent's
+    /// own last sequence, the agent opens a new epoch as well. Only for agents of [`USED_THROUGH_SINCE`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_through: Option<Sequence>,
 }
+
+/// [`crate::PROTOCOL_VERSION`] of the first agents that read [`Welcome::used_through`]; others would take a
+/// Welcome with one more field for no message.
+pub const USED_THROUGH_SINCE: u16 = 2;
 
 /// Bounds of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -34,4 +34,4 @@ pub use record::{Cut, FORM_BYTES_MAX, Record, SourceKind};
 pub const ALPN: &[u8] = b"headwater/1";
 
 /// Version inside [`Hello`]: raised by compatible additions.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;

@@ -60,6 +60,16 @@ fn golden_vectors_hold() {
             batch_events_max: 5000,
             batches_in_flight_max: 8,
         },
+        used_through: None,
+    });
+    let ahead = HelloReply::Welcome(Welcome {
+        committed_through: 300,
+        limits: Limits {
+            batch_bytes_max: 1 << 20,
+            batch_events_max: 5000,
+            batches_in_flight_max: 8,
+        },
+        used_through: Some(310),
     });
     let ack = BatchReply::Ack {
         committed_through: 300,
@@ -72,6 +82,7 @@ fn golden_vectors_hold() {
     let vectors = [
         ("hello", frame::encode(&hello)),
         ("welcome", frame::encode(&welcome)),
+        ("welcome with more in use", frame::encode(&ahead)),
         ("batch header", frame::encode(&header(3, 900))),
         ("ack", frame::encode(&ack)),
         ("refused", frame::encode(&refused)),

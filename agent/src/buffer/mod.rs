@@ -219,18 +219,30 @@ impl Buffer {
     /// Starts a new epoch for everything unacknowledged: the collector's watermark does not fit this
     /// buffer (a disk or a table restored from a backup). Nothing is lost; an event that the collector
     /// has under its old number is found again by its message id.
-    pub fn renumber(&self) {
+    ///
+    /// # Errors
+    /// Returns the error of the file; then nothing has a new number. Were it only in memory, a restart
+    /// would take the watermark of the old epoch for one of what was sent under the new one.
+    pub fn renumber(&self) -> io::Result<()> {
         let mut state = self.shared.state.lock();
-        let acked = state.acked;
-        state.epochs.renumber(acked, now_ms(&self.shared.clock));
-        state.acked = state.epochs.acknowledge(acked);
+        let mut epochs = state.epochs.clone();
+        epochs.renumber(state.acked, now_ms(&self.shared.clock));
+        let acked = epochs.acknowledge(state.acked);
+        self.write_epochs(&epochs)?;
+        state.epochs = epochs;
+        state.acked = acked;
         counter!(EPOCHS_OPENED).increment(1);
-        self.write_identity(&state);
+        Ok(())
     }
 
+    fn write_epochs(&self, epochs: &Epochs) -> io::Result<()> {
+        let identity = Identity::new(self.shared.agent_id.clone(), epochs.clone());
+        identity.write(&self.shared.directory)
+    }
+
+    /// Writes down what was found on this disk itself.
     fn write_identity(&self, state: &State) {
-        let identity = Identity::new(self.shared.agent_id.clone(), state.epochs.clone());
-        if let Err(error) = identity.write(&self.shared.directory) {
+        if let Err(error) = self.write_epochs(&state.epochs) {
             // Memory is right; after a restart the same finding is made again.
             tracing::error!(%error, "buffer.json cannot be written");
         }

@@ -51,6 +51,9 @@ pub enum SessionError {
         /// What Welcome said.
         watermark: u64,
     },
+    /// The disk does not take the new epoch.
+    #[error("a new epoch has to begin, and `buffer.json` cannot be written: {0}")]
+    Renumber(#[source] std::io::Error),
     /// The collector is silent.
     #[error("no answer to a batch within `{0:?}`")]
     ReplyTimeout(Duration),
@@ -82,7 +85,7 @@ impl SessionError {
             Self::Watermark { .. } => "watermark",
             Self::ReplyTimeout(_) => "reply_timeout",
             Self::Protocol(_) => "protocol",
-            Self::Read(_) | Self::Marks(_) | Self::Compress(_) => "buffer",
+            Self::Read(_) | Self::Marks(_) | Self::Compress(_) | Self::Renumber(_) => "buffer",
         }
     }
 

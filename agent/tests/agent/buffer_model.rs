@@ -183,6 +183,21 @@ fn another_agent_may_not_use_the_buffer() {
 }
 
 #[test]
+fn a_new_epoch_that_the_disk_does_not_take_has_not_begun() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut subject = open(directory.path());
+    subject.appender.append(&[b"\xc0"]).unwrap();
+    let before = subject.buffer.head();
+    let in_the_way = directory.path().join("buffer.json.new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    subject.buffer.renumber().unwrap_err();
+    assert_eq!(subject.buffer.head(), before);
+    std::fs::remove_dir(in_the_way).unwrap();
+    subject.buffer.renumber().unwrap();
+    assert!(subject.buffer.head().stretch.epoch > before.stretch.epoch);
+}
+
+#[test]
 fn lost_marks_and_identity_start_a_new_epoch_and_keep_the_events() {
     for file in ["marks", "buffer.json"] {
         let directory = tempfile::tempdir().unwrap();

@@ -33,6 +33,8 @@ pub(crate) struct Tables {
     /// Message ids of the records.
     pub(crate) ids: BTreeSet<String>,
     pub(crate) watermarks: BTreeMap<u64, u64>,
+    /// What a Welcome says is in use of an epoch, beyond its watermark.
+    pub(crate) used: BTreeMap<u64, u64>,
     pub(crate) hellos: Vec<Hello>,
     /// For each Hello: the collector that took it, and the serial number of the agent's certificate.
     pub(crate) visits: Vec<(SocketAddr, String)>,
@@ -202,6 +204,7 @@ async fn session(shared: Arc<Shared>, connection: quinn::Connection) {
         Welcome {
             committed_through: *tables.watermarks.entry(epoch).or_insert(0),
             limits: shared.manner.limits(),
+            used_through: tables.used.get(&epoch).copied(),
         }
     };
     let reply = frame::encode(&HelloReply::Welcome(welcome));

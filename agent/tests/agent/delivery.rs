@@ -318,6 +318,36 @@ async fn restored_disk_opens_a_new_epoch_and_loses_nothing() {
     assert_eq!(tables.epochs().len(), 2);
 }
 
+/// What the collector holds of the former life is not committed yet.
+#[tokio::test]
+async fn restored_disk_opens_a_new_epoch_when_its_numbers_are_only_in_use() {
+    let site = Site::new();
+    let tables = tables();
+    let collector = Collector::start(&site, &tables, Manner::Prompt).await;
+    let config = site.config(collector.address);
+    let agent = Agent::start(config.clone()).await;
+    post_events(agent.address, "old", 10, 0).await;
+    agent.until_drained().await;
+    agent.stop().await;
+    let epoch = tables.lock().hellos[0].epoch;
+    // As if events 11 to 15 had been quarantined, or staged, when the disk was set back.
+    tables.lock().used.insert(epoch, 15);
+    let agent = Agent::start(config).await;
+    post_events(agent.address, "new", 10, 0).await;
+    agent.until_drained().await;
+    agent.stop().await;
+    let tables = tables.lock();
+    assert_eq!(
+        tables.message_ids(),
+        [ids("old", 10), ids("new", 10)].concat()
+    );
+    assert_eq!(
+        tables.watermarks[&epoch], 10,
+        "none of its numbers is used again"
+    );
+    assert_eq!(tables.epochs().len(), 2);
+}
+
 #[tokio::test]
 async fn collector_that_forgot_gets_a_new_epoch() {
     let site = Site::new();

@@ -467,6 +467,7 @@ impl Committer {
     /// Loads both heads, fenced for the plan that judged the group: see [`fence`].
     async fn fenced(&self, group: &Group) -> Result<Heads, RoundError> {
         let plan = group.batches.first().map(|batch| batch.plan.fingerprint());
+        let mut seen = 0;
         for _ in 0..FENCE_STEPS_MAX {
             let heads = Heads {
                 events: load(&self.catalog, &RAW_EVENTS).await?,
@@ -474,7 +475,9 @@ impl Committer {
             };
             let (events, quarantine) = (&heads.events.base, &heads.quarantine.base);
             let fences = (Fence::of(events), Fence::of(quarantine));
-            let (base, fence) = match fence::step(&fences.0, &fences.1, plan.unwrap_or_default()) {
+            let step = fence::step(&fences.0, &fences.1, seen, plan.unwrap_or_default());
+            seen = fences.1.number();
+            let (base, fence) = match step {
                 Step::Decide => return Ok(heads),
                 Step::FenceEvents(fence) => (events, fence),
                 Step::FenceQuarantine(fence) => (quarantine, fence),
@@ -596,6 +599,15 @@ pub(crate) async fn committed(catalog: &Catalog, key: &Key) -> Result<Committed,
         through: marks.get(key.agent.as_str(), key.epoch),
         snapshot_id: base.metadata().current_snapshot_id().unwrap_or_default(),
     })
+}
+
+/// Reads what the head of `raw.quarantine` says about an epoch.
+pub(crate) async fn quarantined_through(
+    catalog: &Catalog,
+    key: &Key,
+) -> Result<Sequence, HeadError> {
+    let Head { marks, .. } = load(catalog, &RAW_QUARANTINE).await?;
+    Ok(marks.get(key.agent.as_str(), key.epoch))
 }
 
 /// The head of a table, and its watermarks.

@@ -10,10 +10,12 @@ use headwater_collector::commit::{CommitHook, CommitPoint, NoHook};
 use headwater_collector::plan::live::Reloaded;
 use headwater_collector::quarantine::Filter;
 use headwater_collector::quarantine::replay::{Extent, replay};
+use headwater_protocol::frame::USED_THROUGH_SINCE;
 use headwater_protocol::{BatchReply, Record};
 
 use crate::faults::{Gate, KillAt};
-use crate::world::{Collector, EPOCH, World, acked, debatable};
+use crate::hostile::PATIENCE;
+use crate::world::{Collector, EPOCH, World, acked, debatable, hello};
 
 /// Keeps an event that lacks `method` out of `raw.events`.
 const STRICT: &str = "quarantine";
@@ -110,6 +112,14 @@ async fn a_quarantine_watermark_that_is_ahead_hides_no_event() {
     first.killed().await;
     let second = collector(&world, STRICT, Arc::new(NoHook)).await;
     let agent = world.agent("agent-1", &second).await;
+    // Whoever never sent these must not use their numbers: a disk that was restored meanwhile.
+    assert_eq!(agent.welcome.committed_through, 0);
+    assert_eq!(agent.welcome.used_through, Some(30));
+    let mut older = hello("agent-1", EPOCH);
+    older.protocol_version = USED_THROUGH_SINCE - 1;
+    let older = world.connect("agent-1", older, second.address).await;
+    assert_eq!(older.unwrap().welcome.used_through, None);
+    let agent = world.agent("agent-1", &second).await;
     assert_eq!(acked(agent.send_records(1, &with_a_bad_one()).await), 30);
     let is_out = |sequence: &u64| is_debatable(*sequence) || *sequence == 21;
     world
@@ -160,6 +170,33 @@ async fn two_plans_at_once_put_no_event_into_both_tables_or_none() {
         plans_compete(point, STRICT, OMITTING).await;
         plans_compete(point, OMITTING, LENIENT).await;
     }
+}
+
+/// The fence in the quarantine is above that of the new table, which nobody will ever raise.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_table_beside_an_old_quarantine_is_committed_to() {
+    let world = World::new();
+    for mode in [STRICT, LENIENT] {
+        let collector = collector(&world, mode, Arc::new(NoHook)).await;
+        let agent = world.agent("agent-1", &collector).await;
+        let next = agent.welcome.committed_through + 1;
+        assert_eq!(
+            acked(agent.send_records(next, &records(next..=next + 2)).await),
+            next + 2
+        );
+        collector.stop().await;
+    }
+    let rename =
+        "UPDATE iceberg_tables SET table_name = 'events_before' WHERE table_name = 'events'";
+    world.in_database(rename).await;
+    let collector = collector(&world, LENIENT, Arc::new(NoHook)).await;
+    let agent = world.agent("agent-2", &collector).await;
+    let records = records(1..=3);
+    let sent = agent.send_records(1, &records);
+    let answer = tokio::time::timeout(PATIENCE, sent).await;
+    assert_eq!(acked(answer.expect("it can be committed")), 3);
+    collector.stop().await;
+    world.assert_events("agent-2", 1..4).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
