@@ -32,7 +32,7 @@ pub const EVENTS_COMMITTED: &str = "collector_events_committed_total";
 pub const EVENTS_QUARANTINED: &str = "collector_events_quarantined_total";
 /// Events that came again and were left out.
 pub const EVENTS_DUPLICATE: &str = "collector_events_duplicate_total";
-/// Events whose name no file of the tracking plan has, counted when they are staged.
+/// `track` calls whose name no file of the tracking plan has, counted when they are staged.
 pub const EVENTS_UNPLANNED: &str = "collector_events_unplanned_total";
 /// Breaks of the tracking plan by `event` (its canonical name) and `keyword`, counted when the event is
 /// staged.
@@ -172,7 +172,7 @@ pub const ALL: &[(&str, Kind, Unit, &str)] = &[
         EVENTS_UNPLANNED,
         Kind::Counter,
         Unit::Count,
-        "Events whose name no file of the tracking plan has",
+        "Calls of track whose name no file of the tracking plan has",
     ),
     (
         PLAN_VIOLATIONS,

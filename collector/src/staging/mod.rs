@@ -14,12 +14,12 @@ pub mod time_rule;
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 use headwater_protocol::batch::{self, BodyError, Slot};
-use headwater_protocol::{AgentId, BatchHeader, Epoch, Event};
+use headwater_protocol::{AgentId, BatchHeader, Epoch, Event, EventType};
 
 use crate::config::QuarantineConfig;
 use crate::ledger::Key;
 use crate::metrics as names;
-use crate::plan::{Judgement, Plan, UNPLANNED};
+use crate::plan::{Judgement, Plan};
 use event_rows::EventRows;
 use quarantine_rows::QuarantineRows;
 
@@ -100,7 +100,7 @@ pub fn stage(
             Slot::Record(record) => match Event::from_record(&record) {
                 Ok(event) => {
                     let judgement = plan.judge(&event);
-                    count(&judgement);
+                    count(&event, &judgement);
                     match judgement.quarantine {
                         None => events.push(origin, sequence, &record, &event, &judgement)?,
                         Some(blocked) => {
@@ -120,19 +120,20 @@ pub fn stage(
 }
 
 /// Counts what a person who keeps a plan asks for. Labels are names of the plan and its keywords.
-fn count(judgement: &Judgement<'_>) {
+fn count(event: &Event<'_>, judgement: &Judgement<'_>) {
     for violation in &judgement.violations {
-        let event = judgement
+        let name = judgement
             .planned
             .map_or("(unplanned)", |it| it.name.as_str());
         metrics::counter!(
             names::PLAN_VIOLATIONS,
-            "event" => event.to_owned(),
+            "event" => name.to_owned(),
             "keyword" => violation.keyword
         )
         .increment(1);
     }
-    if judgement.planned.is_none() && judgement.version == UNPLANNED {
+    // Other calls are not judged.
+    if event.event_type == EventType::Track && judgement.planned.is_none() {
         metrics::counter!(names::EVENTS_UNPLANNED).increment(1);
     }
 }

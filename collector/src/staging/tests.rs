@@ -1,8 +1,12 @@
 //! What staging makes of bodies: which table, which columns, which sequence.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
-use headwater_protocol::{Codec, Cut, EventType, Record, SourceKind};
+use headwater_protocol::{Codec, Cut, Record, SourceKind};
+use metrics::{Counter, Gauge, Histogram, KeyName, Metadata, Recorder, SharedString, Unit};
 use serde_bytes::ByteBuf;
 
 use super::*;
@@ -210,6 +214,57 @@ fn a_violation_is_noted_in_the_row_and_keeps_it() {
     assert!(!flags(0).contains(&"unplanned_property".to_owned()));
     assert!(flags(1).contains(&"unplanned_property".to_owned()));
     assert_eq!(list(&events, "property_violations", 2), None);
+}
+
+/// Adds up one counter and nothing else.
+struct OneCounter {
+    name: &'static str,
+    value: Arc<AtomicU64>,
+}
+
+impl Recorder for OneCounter {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &metrics::Key, _: &Metadata<'_>) -> Counter {
+        match key.name() == self.name {
+            true => Counter::from_arc(Arc::clone(&self.value)),
+            false => Counter::noop(),
+        }
+    }
+
+    fn register_gauge(&self, _: &metrics::Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::noop()
+    }
+
+    fn register_histogram(&self, _: &metrics::Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+}
+
+#[test]
+fn only_a_track_whose_name_no_file_has_counts_as_unplanned() {
+    let cases = [
+        (r#"{"type":"track","event":"E","userId":"u"}"#, 1),
+        (r#"{"type":"track","event":"signed_in","userId":"u"}"#, 0),
+        (r#"{"type":"identify","userId":"u"}"#, 0),
+        (r#"{"type":"page","userId":"u"}"#, 0),
+        (r#"{"type":"page","name":"E","userId":"u"}"#, 0),
+        (r#"{"type":"alias","userId":"u","previousId":"p"}"#, 0),
+    ];
+    for (body, expected) in cases {
+        let recorder = OneCounter {
+            name: names::EVENTS_UNPLANNED,
+            value: Arc::default(),
+        };
+        let stage = || staged(&record(body).encode(), 1).unwrap();
+        let rows = metrics::with_local_recorder(&recorder, stage);
+        assert_eq!(rows.events.num_rows(), 1, "{body}");
+        assert_eq!(recorder.value.load(Ordering::Acquire), expected, "{body}");
+    }
 }
 
 #[test]
