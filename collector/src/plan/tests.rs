@@ -67,8 +67,11 @@ fn who_causes_an_event_follows_from_the_plan() {
         ("Signed In", Causer::Always(Actor::Admin)),
         ("SLA Missed", Causer::Always(Actor::System)),
         ("AI Agent Answered", Causer::Always(Actor::AiAgent)),
-        ("Widget Opened", Causer::ContactOrVisitor),
-        ("Conversation Rated", Causer::Contact),
+        (
+            "Widget Opened",
+            Causer::ContactOrVisitor(Actor::ContactUser),
+        ),
+        ("Conversation Rated", Causer::Always(Actor::ContactUser)),
         ("Conversation Replied", Causer::Several),
     ];
     for (name, causer) in cases {

@@ -56,15 +56,13 @@ impl Actor {
     }
 }
 
-/// Who can cause an event, as far as the plan leaves no choice.
+/// Who can cause an event, as far as the plan leaves no choice. It is always one that the plan names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Causer {
     /// Always this one.
     Always(Actor),
-    /// A contact where there is a user id, a visitor otherwise.
-    ContactOrVisitor,
-    /// A contact.
-    Contact,
+    /// This contact where there is a user id, a visitor otherwise.
+    ContactOrVisitor(Actor),
     /// Several; the event must say.
     Several,
 }
@@ -73,14 +71,16 @@ impl Causer {
     /// Returns what follows when these can cause an event.
     pub fn of(actors: &[Actor]) -> Self {
         let all = |of: &[Actor]| actors.iter().all(|actor| of.contains(actor));
+        let contact = match actors.contains(&Actor::ContactUser) {
+            true => Actor::ContactUser,
+            false => Actor::ContactLead,
+        };
         match actors {
             [] => Self::Several,
-            [actor @ (Actor::Admin | Actor::System | Actor::AiAgent | Actor::Bot)] => {
-                Self::Always(*actor)
-            }
-            _ if all(&[Actor::ContactUser, Actor::ContactLead]) => Self::Contact,
+            [one, ..] if all(&[*one]) => Self::Always(*one),
+            _ if all(&[Actor::ContactUser, Actor::ContactLead]) => Self::Always(contact),
             _ if all(&[Actor::ContactUser, Actor::ContactLead, Actor::Visitor]) => {
-                Self::ContactOrVisitor
+                Self::ContactOrVisitor(contact)
             }
             _ => Self::Several,
         }
@@ -102,9 +102,8 @@ fn said(object: &Object<'_>) -> Option<Actor> {
 fn implied(event: &Event<'_>, causer: Causer) -> Option<Actor> {
     match causer {
         Causer::Always(actor) => Some(actor),
-        Causer::Contact => Some(Actor::ContactUser),
-        Causer::ContactOrVisitor if event.user_id.is_some() => Some(Actor::ContactUser),
-        Causer::ContactOrVisitor => Some(Actor::Visitor),
+        Causer::ContactOrVisitor(contact) if event.user_id.is_some() => Some(contact),
+        Causer::ContactOrVisitor(_) => Some(Actor::Visitor),
         Causer::Several => None,
     }
 }
@@ -139,6 +138,58 @@ mod tests {
         let plan = Plan::builtin();
         let planned = event.name.as_deref().and_then(|name| plan.lookup(name));
         derive(&event, planned.map(|planned| planned.causer)).map(Actor::as_str)
+    }
+
+    #[test]
+    fn who_is_implied_is_one_that_the_plan_names() {
+        use Actor::{Admin, AiAgent, Bot, ContactLead, ContactUser, System, Visitor};
+        // Who it is with a user id, and who without.
+        let cases: [(&[Actor], Option<Actor>, Option<Actor>); 7] = [
+            (
+                &[ContactUser, ContactLead],
+                Some(ContactUser),
+                Some(ContactUser),
+            ),
+            (&[ContactLead, Visitor], Some(ContactLead), Some(Visitor)),
+            (&[Visitor, ContactUser], Some(ContactUser), Some(Visitor)),
+            (
+                &[ContactLead, Visitor, ContactUser],
+                Some(ContactUser),
+                Some(Visitor),
+            ),
+            (
+                &[ContactLead, ContactLead],
+                Some(ContactLead),
+                Some(ContactLead),
+            ),
+            (&[ContactLead, Admin], None, None),
+            (&[], None, None),
+        ];
+        let known = Event::parse(br#"{"type":"track","event":"E","userId":"u"}"#, None, None);
+        let unknown = Event::parse(
+            br#"{"type":"track","event":"E","anonymousId":"a"}"#,
+            None,
+            None,
+        );
+        let (known, unknown) = (known.unwrap(), unknown.unwrap());
+        for (actors, with_id, without) in cases {
+            let causer = Causer::of(actors);
+            assert_eq!(implied(&known, causer), with_id, "{actors:?}");
+            assert_eq!(implied(&unknown, causer), without, "{actors:?}");
+        }
+        for actor in [
+            Admin,
+            ContactUser,
+            ContactLead,
+            Visitor,
+            AiAgent,
+            Bot,
+            System,
+        ] {
+            let causer = Causer::of(&[actor]);
+            assert_eq!(implied(&known, causer), Some(actor));
+            assert_eq!(implied(&unknown, causer), Some(actor));
+        }
     }
 
     #[test]
