@@ -29,7 +29,7 @@ use schema::{Found, Look, Schema, VIOLATIONS_MAX, Violation};
 
 /// Raised when the code judges an event differently under the same files, so that collectors of both
 /// versions never decide the same event differently unnoticed.
-const JUDGEMENT_VERSION: u8 = 3;
+const JUDGEMENT_VERSION: u8 = 4;
 
 /// Version of events that no plan speaks of.
 pub const UNPLANNED: i32 = 0;
@@ -320,7 +320,7 @@ impl Planned {
         };
         let mut schema = match &parsed.schema {
             serde_json::Value::Null => Schema::default(),
-            value => Schema::compile(value, "$.schema").map_err(schema_error(file))?,
+            value => Schema::compile_top(value, "$.schema").map_err(schema_error(file))?,
         };
         let common = schema.add_common(&common.common);
         common.map_err(schema_error(COMMON_FILE))?;

@@ -29,6 +29,9 @@ const ANNOTATIONS: [&str; 7] = [
     "examples",
 ];
 
+/// Keywords that speak of an object and its properties: what an event's schema may say at its top.
+const OF_OBJECTS: [&str; 4] = ["type", "properties", "required", "additionalProperties"];
+
 /// Something in an event that is not as its schema says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
@@ -64,8 +67,8 @@ impl std::fmt::Display for Violation {
 #[derive(Debug, Default)]
 pub(crate) struct Schema {
     types: Option<Types>,
-    /// `enum` and `const`.
-    allowed: Option<Allowed>,
+    /// `enum` and `const`: each holds.
+    allowed: Vec<Allowed>,
     bounds: Vec<(Bound, Number)>,
     sizes: Vec<(Size, u64)>,
     format: Option<format::Format>,
@@ -234,6 +237,31 @@ impl Schema {
         Self::compile_at(value, path, 0)
     }
 
+    /// Compiles the schema of an event's `properties`, which [`Schema::check`] takes: they are always an
+    /// object.
+    ///
+    /// # Errors
+    /// As [`Schema::compile`]; also for a keyword that says nothing about an object or its properties,
+    /// because nothing would check it.
+    pub(crate) fn compile_top(value: &Json, path: &str) -> Result<Self, SchemaError> {
+        let schema = Self::compile(value, path)?;
+        let object = Types::of(&Value::Object(Object::default()));
+        if schema.types.is_some_and(|types| types.0 & object.0 == 0) {
+            let reason = "must allow `object`, which the properties of an event are";
+            return Err(SchemaError::new(format!("{path}.type"), reason));
+        }
+        let mut keywords = value.as_object().into_iter().flat_map(Map::keys);
+        let is_idle =
+            |keyword: &str| !OF_OBJECTS.contains(&keyword) && !ANNOTATIONS.contains(&keyword);
+        match keywords.find(|keyword| is_idle(keyword.as_str())) {
+            None => Ok(schema),
+            Some(keyword) => {
+                let reason = "says nothing about the properties of an event, so it would not be checked: write it into the schema of a property";
+                Err(SchemaError::new(format!("{path}.{keyword}"), reason))
+            }
+        }
+    }
+
     fn compile_at(value: &Json, path: &str, depth: usize) -> Result<Self, SchemaError> {
         if depth > DEPTH_MAX {
             let reason = format!("schemas are nested deeper than {DEPTH_MAX}");
@@ -281,13 +309,13 @@ impl Schema {
             "enum" => match value {
                 Json::Array(values) if !values.is_empty() => {
                     let values = values.clone();
-                    self.allowed = Some(Allowed { keyword: "enum", values });
+                    self.allowed.push(Allowed { keyword: "enum", values });
                 }
                 _ => return Err(wrong("must be a list of at least one value")),
             },
             "const" => {
                 let values = vec![value.clone()];
-                self.allowed = Some(Allowed { keyword: "const", values });
+                self.allowed.push(Allowed { keyword: "const", values });
             }
             "format" => {
                 let name = value.as_str().and_then(format::Format::parse);
@@ -334,8 +362,8 @@ impl Schema {
         Ok(())
     }
 
-    /// Returns what of `object`, whose path is `path`, is not as the schema says; at most
-    /// [`VIOLATIONS_MAX`] violations.
+    /// Returns what of `object`, whose path is `path`, is not as the schema says, which
+    /// [`Schema::compile_top`] has compiled; at most [`VIOLATIONS_MAX`] violations.
     pub(crate) fn check(&self, object: &Object<'_>, path: &str, look: Look) -> Found {
         let mut found = Found {
             look,
@@ -354,11 +382,11 @@ impl Schema {
             // What is of another type breaks everything else too.
             return found.add(path, "type", || types.names(), type_name(value));
         }
-        if let Some(allowed) = &self.allowed
-            && !allowed.values.iter().any(|it| is_same(it, value))
-        {
-            let expected = || Json::from(allowed.values.clone()).to_string();
-            found.add(path, allowed.keyword, expected, type_name(value));
+        for allowed in &self.allowed {
+            if !allowed.values.iter().any(|it| is_same(it, value)) {
+                let expected = || Json::from(allowed.values.clone()).to_string();
+                found.add(path, allowed.keyword, expected, type_name(value));
+            }
         }
         if let Value::Number(number) = value {
             for (bound, limit) in &self.bounds {
@@ -660,6 +688,23 @@ mod tests {
     }
 
     #[test]
+    fn enum_and_const_hold_side_by_side() {
+        let schema = json!({"enum": ["a", "b"], "const": "b"});
+        let cases: [(&str, &[&str]); 3] = [
+            ("b", &[]),
+            ("a", &["$.x: const"]),
+            ("c", &["$.x: const", "$.x: enum"]),
+        ];
+        for (value, expected) in cases {
+            assert_eq!(broken(&schema, &json!(value)), expected, "{value}");
+        }
+        // No value is both.
+        let schema = json!({"enum": ["a"], "const": "b"});
+        assert_eq!(broken(&schema, &json!("a")), ["$.x: const"]);
+        assert_eq!(broken(&schema, &json!("b")), ["$.x: enum"]);
+    }
+
+    #[test]
     fn keywords_of_another_type_do_not_speak() {
         let schema = json!({"minimum": 5, "minLength": 5, "minItems": 5, "required": ["a"], "format": "uuid"});
         assert_eq!(broken(&schema, &json!(null)), [""; 0]);
@@ -811,5 +856,52 @@ mod tests {
         let deep = (0..40).fold(json!({}), |inner, _| json!({ "items": inner }));
         let error = Schema::compile(&deep, "$").unwrap_err();
         assert!(error.reason.contains("deeper"), "{error}");
+    }
+
+    #[test]
+    fn what_would_not_be_checked_at_the_top_of_an_event_is_refused() {
+        let refused = [
+            (json!({"type": "string"}), "$.type", "must allow `object`"),
+            (
+                json!({"type": ["array", "null"]}),
+                "$.type",
+                "must allow `object`",
+            ),
+            (json!({"enum": [{}]}), "$.enum", "would not be checked"),
+            (
+                json!({"const": {"a": 1}}),
+                "$.const",
+                "would not be checked",
+            ),
+            (json!({"minimum": 1}), "$.minimum", "would not be checked"),
+            (
+                json!({"maxLength": 9}),
+                "$.maxLength",
+                "would not be checked",
+            ),
+            (json!({"minItems": 1}), "$.minItems", "would not be checked"),
+            (
+                json!({"format": "uuid"}),
+                "$.format",
+                "would not be checked",
+            ),
+            (json!({"items": {}}), "$.items", "would not be checked"),
+            (json!({"requierd": ["a"]}), "$.requierd", "is not known"),
+        ];
+        for (schema, path, reason) in refused {
+            let error = Schema::compile_top(&schema, "$").unwrap_err();
+            assert_eq!(error.path, path, "{schema}");
+            assert!(error.reason.contains(reason), "{error}");
+        }
+        let taken = [
+            json!(true),
+            json!({}),
+            json!({"type": ["object", "null"], "title": "A", "$comment": "b"}),
+            json!({"type": "object", "properties": {"a": {"enum": [1], "minimum": 1}},
+                   "required": ["a"], "additionalProperties": {"maxLength": 9}}),
+        ];
+        for schema in taken {
+            assert!(Schema::compile_top(&schema, "$").is_ok(), "{schema}");
+        }
     }
 }

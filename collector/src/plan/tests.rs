@@ -268,7 +268,7 @@ fn the_fingerprint_follows_what_is_said_and_not_how() {
 #[test]
 fn files_that_cannot_be_a_plan_are_named_with_place_and_reason() {
     let good = r#"{"event":"A","version":1}"#;
-    let cases: [(&[(&str, &str)], &str); 12] = [
+    let cases: [(&[(&str, &str)], &str); 13] = [
         (
             &[
                 ("a.json", good),
@@ -323,6 +323,13 @@ fn files_that_cannot_be_a_plan_are_named_with_place_and_reason() {
                 r#"{"event":"A","version":1,"schema":{"properties":{"x":{"type":"text"}}}}"#,
             )],
             "`$.schema.properties.x.type`: must be one or a list of",
+        ),
+        (
+            &[(
+                "a.json",
+                r#"{"event":"A","version":1,"schema":{"type":"string"}}"#,
+            )],
+            "`$.schema.type`: must allow `object`",
         ),
         (
             &[("a.json", good), ("b.json", r#"{"event":"a","version":1}"#)],
