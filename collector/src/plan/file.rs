@@ -131,6 +131,7 @@ pub(super) fn read(directory: &Path) -> Result<Vec<Text>, PlanError> {
     };
     let entries = std::fs::read_dir(directory).map_err(|source| error(directory, source))?;
     let mut files = Vec::new();
+    let mut events = 0;
     for entry in entries {
         let path = entry.map_err(|source| error(directory, source))?.path();
         let name = path.file_name().and_then(|name| name.to_str());
@@ -139,7 +140,8 @@ pub(super) fn read(directory: &Path) -> Result<Vec<Text>, PlanError> {
             continue;
         };
         let size = std::fs::metadata(&path).map_err(|source| error(&path, source))?;
-        if size.len() > FILE_BYTES_MAX || files.len() > EVENTS_MAX {
+        events += usize::from(name != COMMON_FILE);
+        if size.len() > FILE_BYTES_MAX || events > EVENTS_MAX {
             let reason = format!(
                 "a plan has at most {EVENTS_MAX} events in files of at most {FILE_BYTES_MAX} bytes"
             );
@@ -148,7 +150,7 @@ pub(super) fn read(directory: &Path) -> Result<Vec<Text>, PlanError> {
         let text = std::fs::read_to_string(&path).map_err(|source| error(&path, source))?;
         files.push((name.to_owned(), text));
     }
-    if !files.iter().any(|(name, _)| name != COMMON_FILE) {
+    if events == 0 {
         return Err(PlanError::Empty {
             path: directory.to_owned(),
         });

@@ -61,6 +61,25 @@ fn the_plan_that_is_compiled_in_is_the_directory() {
 }
 
 #[test]
+fn a_directory_holds_at_most_so_many_events_with_or_without_plan_json() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str| std::fs::write(directory.path().join(name), "{}").unwrap();
+    (0..file::EVENTS_MAX).for_each(|n| write(&format!("{n}.json")));
+    let read = || file::read(directory.path()).map(|files| files.len());
+    assert_eq!(read().unwrap(), file::EVENTS_MAX);
+    write(COMMON_FILE);
+    assert_eq!(read().unwrap(), file::EVENTS_MAX + 1);
+    let refused = || {
+        let error = read().unwrap_err().to_string();
+        assert!(error.contains("at most 1000 events"), "{error}");
+    };
+    write("one_more.json");
+    refused();
+    std::fs::remove_file(directory.path().join(COMMON_FILE)).unwrap();
+    refused();
+}
+
+#[test]
 fn who_causes_an_event_follows_from_the_plan() {
     let plan = Plan::builtin();
     let cases = [
