@@ -140,7 +140,7 @@ impl Plan {
                 return Err(PlanError::file(name, "$.unplanned_events", reason));
             }
             common = parsed;
-            update(&mut digest, &value);
+            update(&mut digest, value);
         }
         let mut events = HashMap::new();
         let mut digests = BTreeMap::new();
@@ -158,7 +158,7 @@ impl Plan {
             digests.insert(key, value);
         }
         digests
-            .values()
+            .into_values()
             .for_each(|value| update(&mut digest, value));
         let digest = digest.finalize();
         let fingerprint = digest[..8].iter().map(|byte| format!("{byte:02x}"));
@@ -343,8 +343,15 @@ impl Planned {
 }
 
 /// Adds a file to a fingerprint; how it is laid out does not count, nor does what explains it.
-fn update(digest: &mut Sha256, object: &Object<'_>) {
-    digest.update(object.to_canonical());
+fn update(digest: &mut Sha256, mut file: Object<'_>) {
+    file.remove("description");
+    if let Some(schema) = file.remove("schema") {
+        file.insert("schema", schema::unexplained(&schema));
+    }
+    if let Some(schemas) = file.remove("common") {
+        file.insert("common", schema::each_unexplained(&schemas));
+    }
+    digest.update(file.to_canonical());
     digest.update([0]);
 }
 

@@ -460,6 +460,37 @@ impl Schema {
     }
 }
 
+/// Returns a schema without what only explains it: two schemas of which the same is left check alike.
+pub(super) fn unexplained<'a>(schema: &Value<'a>) -> Value<'a> {
+    let Value::Object(keywords) = schema else {
+        return schema.clone();
+    };
+    let mut left = Object::default();
+    for (keyword, value) in keywords.iter() {
+        let value = match keyword {
+            _ if ANNOTATIONS.contains(&keyword) => continue,
+            "items" | "additionalProperties" => unexplained(value),
+            "properties" => each_unexplained(value),
+            // Within `enum` and `const` there are values, whatever their keys are called.
+            _ => value.clone(),
+        };
+        left.insert(keyword.to_owned(), value);
+    }
+    Value::Object(left)
+}
+
+/// As [`unexplained`], of schemas by the names of their properties, which may be called anything.
+pub(super) fn each_unexplained<'a>(schemas: &Value<'a>) -> Value<'a> {
+    let Value::Object(schemas) = schemas else {
+        return schemas.clone();
+    };
+    let mut left = Object::default();
+    for (name, schema) in schemas.iter() {
+        left.insert(name.to_owned(), unexplained(schema));
+    }
+    Value::Object(left)
+}
+
 fn types(value: &Json) -> Option<Types> {
     let bits = |value: &Json| {
         let name = value.as_str()?;

@@ -285,6 +285,42 @@ fn the_fingerprint_follows_what_is_said_and_not_how() {
 }
 
 #[test]
+fn what_only_explains_a_plan_is_not_in_its_fingerprint() {
+    let fingerprint = |file: &str, schema: &str, common: &str| {
+        let event = format!(r#"{{{file}"event":"A","version":1,"schema":{schema}}}"#);
+        let all = format!(r#"{{{file}"common":{common}}}"#);
+        let plan = Plan::of_texts(&[("a.json", &event), ("plan.json", &all)]).unwrap();
+        plan.fingerprint().to_owned()
+    };
+    let bare = r#"{"properties":{"x":{"items":{"type":"string"}}},"additionalProperties":{"type":"null"}}"#;
+    let explained = r#"{"$id":"a","title":"A","properties":{"x":{"description":"b","items":
+        {"$comment":"c","type":"string","examples":["d"]}}},
+        "additionalProperties":{"default":null,"type":"null"}}"#;
+    let common = r#"{"y":{"type":"string"}}"#;
+    let plain = fingerprint("", bare, common);
+    let commented = r#"{"y":{"title":"Y","type":"string"}}"#;
+    assert_eq!(
+        fingerprint(r#""description":"e","#, explained, commented),
+        plain
+    );
+    // A property may be called like a keyword, and a value may hold anything.
+    let properties = |inner: &str| format!(r#"{{"properties":{{{inner}}}}}"#);
+    let values = |inner: &str| properties(&format!(r#""x":{{"enum":[{{{inner}}}]}}"#));
+    let different = [
+        plain,
+        fingerprint("", "{}", common),
+        fingerprint("", &properties(r#""title":{"type":"string"}"#), common),
+        fingerprint("", &values(""), common),
+        fingerprint("", &values(r#""title":"a""#), common),
+        fingerprint("", bare, r#"{"title":{"type":"string"}}"#),
+        fingerprint("", bare, "{}"),
+    ];
+    for (index, one) in different.iter().enumerate() {
+        assert!(!different[..index].contains(one), "{index}");
+    }
+}
+
+#[test]
 fn files_that_cannot_be_a_plan_are_named_with_place_and_reason() {
     let good = r#"{"event":"A","version":1}"#;
     let cases: [(&[(&str, &str)], &str); 13] = [
