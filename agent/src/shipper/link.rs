@@ -89,13 +89,12 @@ impl Welcomed {
             HelloReply::Refused { reason } => return Err(SessionError::HelloRefused(reason)),
         };
         let watermark = head.stretch.position(welcome.committed_through);
-        let used = welcome.used_through.unwrap_or(welcome.committed_through);
-        let used = head.stretch.position(used).max(watermark);
+        let used = head.stretch.position(welcome.used_through.unwrap_or(0));
         let sent = buffer.head().sent;
         // Legitimate watermarks lie between the last ack before Hello and the last event sent. Above:
         // another incarnation of this disk used these numbers, if only for events that are not committed
         // yet. Below: the table was set back.
-        if used > sent.max(head.acked) || watermark < head.acked {
+        if watermark.max(used) > sent.max(head.acked) || watermark < head.acked {
             let buffer = buffer.clone();
             blocking(move || buffer.renumber())
                 .await
