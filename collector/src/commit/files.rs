@@ -121,3 +121,73 @@ pub fn sort_events(batches: &[RecordBatch]) -> Result<Vec<RecordBatch>, ArrowErr
         .map(|order| interleave_record_batch(&batches, order))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use headwater_protocol::{BatchHeader, Codec, Record, SourceKind, batch};
+
+    use super::*;
+    use crate::plan::Plan;
+    use crate::staging::{BatchOrigin, stage};
+
+    /// Company, second of the event and message id.
+    type Key = (&'static str, i64, &'static str);
+
+    fn staged(rows: &[Key]) -> RecordBatch {
+        let mut records = Vec::new();
+        for (company, second, id) in rows {
+            let body = format!(r#"{{"type":"track","event":"E","userId":"u","messageId":"{id}"}}"#);
+            Record::new(
+                second * 1_000_000,
+                *company,
+                "web",
+                SourceKind::Server,
+                "/",
+                body,
+            )
+            .encode_into(&mut records);
+        }
+        let header = BatchHeader {
+            epoch: 1,
+            first_sequence: 1,
+            count: rows.len() as u32,
+            codec: Codec::Zstd,
+            body_bytes: records.len() as u64,
+        };
+        let origin = BatchOrigin::new("agent-1".parse().unwrap(), 1, &header, 0);
+        let body = batch::compress(&records).unwrap();
+        stage(&origin, &header, &body, &Plan::builtin())
+            .unwrap()
+            .events
+    }
+
+    #[test]
+    fn rows_of_all_batches_are_in_order_of_company_time_and_message() {
+        let one = [
+            ("b", 5, "m9"),
+            ("a", 7, "m2"),
+            ("c", -3, "m1"),
+            ("a", 7, "m1"),
+        ];
+        let two = [("a", 6, "m7"), ("b", -5, "m8"), ("a", 7, "m0")];
+        let sorted = sort_events(&[staged(&one), staged(&two)]).unwrap();
+        let mut expected = [one.as_slice(), &two].concat();
+        expected.sort_unstable();
+        let mut found = Vec::new();
+        for rows in &sorted {
+            let companies = rows.column(column::COMPANY_ID).as_string::<i32>();
+            let times = rows.column(column::EVENT_TIME);
+            let times = times.as_primitive::<TimestampMicrosecondType>();
+            let messages = rows.column(column::MESSAGE_ID).as_string::<i32>();
+            found.extend((0..rows.num_rows()).map(|row| {
+                (
+                    companies.value(row),
+                    times.value(row) / 1_000_000,
+                    messages.value(row),
+                )
+            }));
+        }
+        assert_eq!(found, expected);
+        assert!(sort_events(&[]).unwrap().is_empty());
+    }
+}

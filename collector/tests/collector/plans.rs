@@ -131,6 +131,24 @@ async fn a_quarantine_watermark_that_is_ahead_hides_no_event() {
     second.stop().await;
 }
 
+/// What is only staged is nobody else's number either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn staged_positions_are_in_use() {
+    let world = World::new();
+    let gate = Gate::at(CommitPoint::Planned);
+    let collector = collector(&world, LENIENT, gate.clone()).await;
+    let agent = world.agent("agent-1", &collector).await;
+    let unanswered = tokio::spawn(async move { agent.send(1..=5).await });
+    gate.reached().await;
+    let again = world.agent("agent-1", &collector).await;
+    assert_eq!(again.welcome.committed_through, 0);
+    assert_eq!(again.welcome.used_through, Some(5));
+    gate.open();
+    assert_eq!(acked(again.send(1..=5).await), 5);
+    assert_eq!(unanswered.await.unwrap(), None);
+    collector.stop().await;
+}
+
 /// Two living collectors with different plans have the same batch; the first is held at `point` while
 /// the second commits. Whoever decides, decides for both tables.
 async fn plans_compete(point: CommitPoint, held: &str, other: &str) {
