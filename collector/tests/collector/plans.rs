@@ -141,9 +141,10 @@ async fn staged_positions_are_in_use() {
     let unanswered = tokio::spawn(async move { agent.send(1..=5).await });
     gate.reached().await;
     let again = world.agent("agent-1", &collector).await;
+    // Before anything is asserted: a test that fails must not wait for the gate.
+    gate.open();
     assert_eq!(again.welcome.committed_through, 0);
     assert_eq!(again.welcome.used_through, Some(5));
-    gate.open();
     assert_eq!(acked(again.send(1..=5).await), 5);
     assert_eq!(unanswered.await.unwrap(), None);
     collector.stop().await;
