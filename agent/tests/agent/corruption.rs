@@ -237,7 +237,11 @@ fn damage(directory: &Path, breaks_sector: bool, random: &mut StdRng) -> Damage 
         .open(&path)
         .unwrap();
     let length = file.metadata().unwrap().len();
-    let place = random.random_range(0..length.max(1));
+    // The first sector fails a store as it opens, others as they are read.
+    let place = match breaks_sector && random.random_ratio(1, 2) {
+        true => 0,
+        false => random.random_range(0..length.max(1)),
+    };
     let end = random.random_range(place..length.max(1)) + 1;
     let mut broken_at = None;
     let kind = random.random_range(0..7);

@@ -63,13 +63,17 @@ impl StoreError {
     }
 
     /// Says whether opening again later may help although nothing is damaged (full disk, too many
-    /// files, store still closing).
+    /// files, store still closing). A sector that the disk cannot read is damage: the kernel has tried
+    /// again already, and everything behind it would wait for ever.
     pub(in super::super) fn is_transient(&self) -> bool {
         match self {
-            Self::Sled(sled::Error::Io(error)) | Self::Io(error) => !matches!(
-                error.kind(),
-                io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData
-            ),
+            Self::Sled(sled::Error::Io(error)) | Self::Io(error) => {
+                error.raw_os_error() != Some(libc::EIO)
+                    && !matches!(
+                        error.kind(),
+                        io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData
+                    )
+            }
             _ => false,
         }
     }
