@@ -188,7 +188,9 @@ impl Engine {
                  the agent must go on with a new epoch"
             );
         }
-        let used = entry.staged().max(intake.quarantined(hello.epoch).await?);
+        let quarantined = intake.quarantined(hello.epoch).await?;
+        // Last of all: what is staged while the tables are read counts, too.
+        let used = entry.staged().max(quarantined);
         let is_understood = hello.protocol_version >= USED_THROUGH_SINCE;
         let welcome = Welcome {
             committed_through: committed.through,
