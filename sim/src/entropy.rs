@@ -1,18 +1,24 @@
-//! Randomness of the operating system, taken from the seed.
+//! Randomness and the wall clock of the operating system, taken from the seed.
 //!
-//! The standard library keys its hash maps with it, tokio picks the next of equal tasks with it, and
-//! ids of files and snapshots are made of it. On a thread that was given a seed all of that follows the
-//! seed; other threads get the real thing.
+//! The standard library keys its hash maps with randomness, tokio picks the next of equal tasks with it,
+//! and ids of files and snapshots are made of it. How much is drawn must not depend on the wall clock: a
+//! UUID of version 7 draws less when it is made in the same millisecond as the one before. On a thread
+//! that was given a seed all of that follows the seed; other threads get the real thing.
 
 use std::cell::Cell;
-use std::ffi::{c_uint, c_void};
+use std::ffi::{c_int, c_uint, c_void};
 
 thread_local! {
     static STATE: Cell<Option<u64>> = const { Cell::new(None) };
+    /// Looks at the wall clock so far.
+    static LOOKS: Cell<i64> = const { Cell::new(0) };
 }
 
-/// Makes all randomness of this thread follow `seed`. A thread can be given one only before it has
-/// drawn any, so each run has a thread of its own.
+/// What the wall clock shows at first, in seconds since the Unix epoch: later than any time of a run.
+const WALL_CLOCK_STARTS_AT: i64 = 1_800_000_000;
+
+/// Makes all randomness and the wall clock of this thread follow `seed`. A thread can be given one only
+/// before it has drawn any, so each run has a thread of its own.
 pub(crate) fn seed_thread(seed: u64) {
     STATE.set(Some(seed));
 }
@@ -48,4 +54,29 @@ pub unsafe extern "C" fn getrandom(buffer: *mut c_void, length: usize, flags: c_
     }
     STATE.set(Some(state));
     isize::try_from(length).unwrap_or(-1)
+}
+
+/// Stands in for the C library's function of this name: on a thread with a seed, the wall clock goes on by
+/// a millisecond each time that somebody looks.
+///
+/// # Safety
+/// As of `clock_gettime(2)`: `time` is valid for the write of a `timespec`.
+#[unsafe(no_mangle)]
+#[expect(unreachable_pub, reason = "the linker finds it, not the compiler")]
+pub unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::timespec) -> c_int {
+    let is_seeded = STATE.try_with(Cell::get).ok().flatten().is_some();
+    if clock != libc::CLOCK_REALTIME || !is_seeded {
+        // SAFETY: the caller keeps to the contract of the system call.
+        let done = unsafe { libc::syscall(libc::SYS_clock_gettime, clock, time) };
+        return c_int::try_from(done).unwrap_or(-1);
+    }
+    let looks = LOOKS.get() + 1;
+    LOOKS.set(looks);
+    let shown = libc::timespec {
+        tv_sec: WALL_CLOCK_STARTS_AT + looks / 1000,
+        tv_nsec: looks % 1000 * 1_000_000,
+    };
+    // SAFETY: `time` is valid for the write, as the caller promises.
+    unsafe { time.write(shown) };
+    0
 }
