@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use headwater_agent::Config;
 use parking_lot::Mutex;
 
 use crate::collector::{Collector, Manner, Tables};
@@ -276,21 +277,23 @@ async fn damaged_newest_generation_does_not_stop_the_agent() {
     assert_eq!(tables.lock().message_ids(), ids("new", 10));
 }
 
+/// Starts an agent, has ten events of `round` delivered, and stops it.
+async fn deliver_ten(config: &Config, round: &str) {
+    let agent = Agent::start(config.clone()).await;
+    post_events(agent.address, round, 10, 0).await;
+    agent.until_drained().await;
+    agent.stop().await;
+}
+
 #[tokio::test]
 async fn restored_disk_opens_a_new_epoch_and_loses_nothing() {
     let site = Site::new();
     let tables = tables();
     let collector = Collector::start(&site, &tables, Manner::Prompt).await;
     let config = site.config(collector.address);
-    let agent = Agent::start(config.clone()).await;
-    post_events(agent.address, "old", 10, 0).await;
-    agent.until_drained().await;
-    agent.stop().await;
+    deliver_ten(&config, "old").await;
     copy_directory(&site.buffer(), &site.path("backup"));
-    let agent = Agent::start(config.clone()).await;
-    post_events(agent.address, "forgotten", 10, 0).await;
-    agent.until_drained().await;
-    agent.stop().await;
+    deliver_ten(&config, "forgotten").await;
     std::fs::remove_dir_all(site.buffer()).unwrap();
     std::fs::rename(site.path("backup"), site.buffer()).unwrap();
 
@@ -325,17 +328,11 @@ async fn restored_disk_opens_a_new_epoch_when_its_numbers_are_only_in_use() {
     let tables = tables();
     let collector = Collector::start(&site, &tables, Manner::Prompt).await;
     let config = site.config(collector.address);
-    let agent = Agent::start(config.clone()).await;
-    post_events(agent.address, "old", 10, 0).await;
-    agent.until_drained().await;
-    agent.stop().await;
+    deliver_ten(&config, "old").await;
     let epoch = tables.lock().hellos[0].epoch;
     // As if events 11 to 15 had been quarantined, or staged, when the disk was set back.
     tables.lock().used.insert(epoch, 15);
-    let agent = Agent::start(config).await;
-    post_events(agent.address, "new", 10, 0).await;
-    agent.until_drained().await;
-    agent.stop().await;
+    deliver_ten(&config, "new").await;
     let tables = tables.lock();
     assert_eq!(
         tables.message_ids(),
@@ -354,15 +351,9 @@ async fn collector_that_forgot_gets_a_new_epoch() {
     let tables = tables();
     let collector = Collector::start(&site, &tables, Manner::Prompt).await;
     let config = site.config(collector.address);
-    let agent = Agent::start(config.clone()).await;
-    post_events(agent.address, "a", 10, 0).await;
-    agent.until_drained().await;
-    agent.stop().await;
+    deliver_ten(&config, "a").await;
     *tables.lock() = Tables::default();
-    let agent = Agent::start(config).await;
-    post_events(agent.address, "b", 10, 0).await;
-    agent.until_drained().await;
-    agent.stop().await;
+    deliver_ten(&config, "b").await;
     assert_eq!(tables.lock().message_ids(), ids("b", 10));
 }
 
