@@ -175,9 +175,9 @@ impl Engine {
         if self.shared.stopping.is_cancelled() {
             return Err("the collector stops".to_owned());
         }
-        let intake = Intake::new(Arc::clone(&self.shared), certified.clone());
-        let entry = intake.epoch(hello.epoch).await?;
-        let committed = entry.committed();
+        let mut intake = Intake::new(Arc::clone(&self.shared), certified.clone());
+        // The table's own word: what an ack said before Hello, it covers, unless it was set back.
+        let (entry, committed) = intake.greet(hello.epoch).await?;
         if lacks_history(hello.lowest_unacknowledged, committed.through) {
             tracing::error!(
                 agent_id = %certified,

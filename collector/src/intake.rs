@@ -50,6 +50,8 @@ pub struct Intake {
     shared: Arc<Shared>,
     agent: AgentId,
     share: Arc<Share>,
+    /// What its Welcome speaks of.
+    greeted: Option<Entry>,
     epochs: tokio::sync::Mutex<HashMap<Epoch, Entry>>,
 }
 
@@ -87,13 +89,32 @@ impl Intake {
             share: shared.room.share(&agent),
             shared,
             agent,
+            greeted: None,
             epochs: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Opens the epoch of the agent's Hello and returns what the table says about it now. The error is one
+    /// line for the agent's log.
+    pub(crate) async fn greet(&mut self, epoch: Epoch) -> Result<(Entry, Committed), String> {
+        let (entry, committed) = self.look(epoch).await?;
+        self.epochs.get_mut().insert(epoch, entry.clone());
+        self.greeted = Some(entry.clone());
+        Ok((entry, committed))
+    }
+
+    /// Waits until the table turns out to have been set back since the agent was greeted: what it was told
+    /// is not so any more. Cancellation safe.
+    pub(crate) async fn until_set_back(&self) {
+        match &self.greeted {
+            Some(entry) => entry.until_set_back().await,
+            None => std::future::pending().await,
         }
     }
 
     /// Returns the ledger entry of `epoch`, with the table's watermark at its first use. The error
     /// is one line for the agent's log.
-    pub(crate) async fn epoch(&self, epoch: Epoch) -> Result<Entry, String> {
+    async fn epoch(&self, epoch: Epoch) -> Result<Entry, String> {
         let mut epochs = self.epochs.lock().await;
         if let Some(entry) = epochs.get(&epoch) {
             return Ok(entry.clone());
@@ -102,9 +123,7 @@ impl Intake {
             Refusal::OverLimit.count();
             return Err(format!("more than {EPOCHS_MAX} epochs in one session"));
         }
-        let key = Key::new(&self.agent, epoch)?;
-        let committed = self.committed(epoch).await?;
-        let entry = self.shared.ledger.open(&key, committed);
+        let (entry, _) = self.look(epoch).await?;
         epochs.insert(epoch, entry.clone());
         Ok(entry)
     }
@@ -223,20 +242,21 @@ impl Intake {
         if !matches!(admitted, Admitted::Gap { .. }) {
             return admitted;
         }
-        match self.committed(epoch).await {
-            Ok(committed) => {
-                entry.raise(committed);
-                entry.turn(span, Duration::ZERO).await
-            }
+        match self.look(epoch).await {
+            Ok(_) => entry.turn(span, Duration::ZERO).await,
             Err(_) => admitted,
         }
     }
 
-    /// Reads from the table how far an epoch is committed. The error is one line for the agent.
-    async fn committed(&self, epoch: Epoch) -> Result<Committed, String> {
+    /// Reads from the table how far an epoch is committed, tells the ledger, and returns both. The error
+    /// is one line for the agent.
+    async fn look(&self, epoch: Epoch) -> Result<(Entry, Committed), String> {
         let key = Key::new(&self.agent, epoch)?;
+        let ledger = &self.shared.ledger;
+        let asked = ledger.moment();
         let read = commit::committed(&self.shared.catalog, &key).await;
-        read.map_err(|error| not_read(&error))
+        let committed = read.map_err(|error| not_read(&error))?;
+        Ok((ledger.open(&key, committed, asked), committed))
     }
 
     /// Reads how far an epoch has come in `raw.quarantine`, which is ahead of `raw.events` after a crash

@@ -3,11 +3,13 @@
 //! Place on the path: batch streams ask it for their turn (early ones wait in it, with only their
 //! header read), the committer raises it after each commit, which wakes every stream that waits for
 //! its ack. Promise: batches of one epoch are staged one after the other in sequence order, whatever
-//! order their streams arrive in. It is a cache of the table's watermark and may be lost at any time.
+//! order their streams arrive in. It is a cache of the table's watermark and may be lost at any time;
+//! where the catalog was set back, it follows the table.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use headwater_protocol::{AgentId, Epoch, Sequence};
@@ -37,11 +39,20 @@ impl Key {
     }
 }
 
+/// A moment between questions to the table and its answers. Who asks after an answer has come gets one
+/// that is as new or newer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Moment(u64);
+
 #[derive(Debug, Clone, Copy, Default)]
 struct State {
     position: Position,
     /// Snapshot of `raw.events` in which `position.committed` was read.
     snapshot_id: i64,
+    /// When the last answer came that `position.committed` rests on.
+    learnt: Moment,
+    /// When an answer came that said less than one before it.
+    set_back: Moment,
     /// A batch has the turn.
     busy: bool,
     /// The highest sequence that was offered, taken or not.
@@ -73,31 +84,51 @@ pub(crate) struct Lag {
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     entries: Mutex<BTreeMap<Key, Arc<watch::Sender<State>>>>,
+    /// The last [`Moment`].
+    moments: AtomicU64,
 }
 
 impl Ledger {
-    /// Returns the entry of `key`, raised to what the table says.
-    pub(crate) fn open(&self, key: &Key, table: Committed) -> Entry {
-        let state = Arc::clone(self.entries.lock().entry(key.clone()).or_default());
-        let entry = Entry { state };
-        entry.raise(table);
-        entry
+    /// Returns this moment, which is after all others: whoever reads the table takes it before.
+    pub(crate) fn moment(&self) -> Moment {
+        Moment(self.moments.fetch_add(1, Ordering::SeqCst) + 1)
     }
 
-    /// Raises every known epoch to `watermark(key)` after a new head was read, and forgets the
-    /// epochs that nobody uses.
-    pub(crate) fn raise_all(&self, snapshot_id: i64, watermark: impl Fn(&Key) -> Sequence) {
+    /// Returns the entry of `key`, moved to what the table says, which was `asked` then.
+    pub(crate) fn open(&self, key: &Key, table: Committed, asked: Moment) -> Entry {
+        let opened = self.moment();
+        let state = Arc::clone(self.entries.lock().entry(key.clone()).or_default());
+        if learn(&state, table, asked, opened) {
+            report(1, key, table.through);
+        }
+        Entry { state, opened }
+    }
+
+    /// Moves every known epoch to `watermark(key)` of a head that was read, for which somebody `asked`
+    /// then, and forgets the epochs that nobody uses.
+    pub(crate) fn learn_all(
+        &self,
+        asked: Moment,
+        snapshot_id: i64,
+        watermark: impl Fn(&Key) -> Sequence,
+    ) {
+        let now = self.moment();
+        let mut set_back: Option<(usize, Key, Sequence)> = None;
         self.entries.lock().retain(|key, state| {
-            let entry = Entry {
-                state: Arc::clone(state),
-            };
-            entry.raise(Committed {
-                through: watermark(key),
+            let through = watermark(key);
+            let table = Committed {
+                through,
                 snapshot_id,
-            });
-            drop(entry);
+            };
+            if learn(state, table, asked, now) {
+                let (epochs, ..) = set_back.get_or_insert_with(|| (0, key.clone(), through));
+                *epochs += 1;
+            }
             is_in_use(state)
         });
+        if let Some((epochs, key, through)) = set_back {
+            report(epochs, &key, through);
+        }
     }
 
     /// Returns the agents that are behind, those first whose watermark has stood still for longest; at most
@@ -144,6 +175,54 @@ impl Ledger {
     }
 }
 
+/// Takes up what the table says, which was `asked` then and is known `now`. Nothing moves back unless the
+/// table has less than an answer said that had come before this was asked: then its catalog was set back,
+/// what is staged is given up, and the answer is true. Returns whether that is so.
+fn learn(state: &watch::Sender<State>, table: Committed, asked: Moment, now: Moment) -> bool {
+    let mut is_set_back = false;
+    state.send_if_modified(|state| {
+        let is_less = table.through < state.position.committed;
+        let newer = if is_less {
+            state.learnt
+        } else {
+            state.set_back
+        };
+        if asked <= newer {
+            // Another head may have been read meanwhile.
+            return false;
+        }
+        is_set_back = is_less;
+        let position = if is_less {
+            state.set_back = now;
+            state.resets += 1;
+            Position::default().raised(table.through)
+        } else {
+            state.position.raised(table.through)
+        };
+        state.learnt = state.learnt.max(now);
+        let changed = position != state.position || state.snapshot_id == 0;
+        if changed {
+            state.position = position;
+            state.snapshot_id = table.snapshot_id;
+            let is_behind = state.offered > position.committed;
+            state.still_since = is_behind.then(Instant::now);
+        }
+        changed
+    });
+    is_set_back
+}
+
+/// Tells a person that the table has less than it had, of so many epochs; `key` is one of them.
+fn report(epochs: usize, key: &Key, committed_through: Sequence) {
+    tracing::error!(
+        epochs,
+        agent_id = %key.agent,
+        epoch = key.epoch,
+        committed_through,
+        "the table has less than it had: its catalog was set back; the agents are told"
+    );
+}
+
 /// Says whether a session has the epoch open or something of it is staged.
 fn is_in_use(state: &Arc<watch::Sender<State>>) -> bool {
     let position = state.borrow().position;
@@ -155,6 +234,7 @@ fn is_in_use(state: &Arc<watch::Sender<State>>) -> bool {
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     state: Arc<watch::Sender<State>>,
+    opened: Moment,
 }
 
 /// What became of a wish to be staged.
@@ -179,15 +259,6 @@ pub(crate) enum Outcome {
 }
 
 impl Entry {
-    /// Returns what is known to be committed.
-    pub(crate) fn committed(&self) -> Committed {
-        let state = self.state.borrow();
-        Committed {
-            through: state.position.committed,
-            snapshot_id: state.snapshot_id,
-        }
-    }
-
     /// Returns the last sequence that is staged or committed.
     pub(crate) fn staged(&self) -> Sequence {
         self.state.borrow().position.staged
@@ -215,19 +286,13 @@ impl Entry {
         self.state.borrow().resets
     }
 
-    /// Raises the entry to what the table says; nothing ever moves back.
-    pub(crate) fn raise(&self, table: Committed) {
-        self.state.send_if_modified(|state| {
-            let raised = state.position.raised(table.through);
-            let changed = raised != state.position || state.snapshot_id == 0;
-            if changed {
-                state.position = raised;
-                state.snapshot_id = table.snapshot_id;
-                let is_behind = state.offered > raised.committed;
-                state.still_since = is_behind.then(Instant::now);
-            }
-            changed
-        });
+    /// Waits until the table turns out to have been set back since the entry was opened. Cancellation
+    /// safe.
+    pub(crate) async fn until_set_back(&self) {
+        let mut changes = self.state.subscribe();
+        let set_back = changes.wait_for(|state| state.set_back > self.opened);
+        let is_gone = set_back.await.is_err();
+        debug_assert!(!is_gone, "the sender lives in `self`");
     }
 
     /// Waits until it is the turn of `span`. An early batch waits at most `park` without any
@@ -330,6 +395,8 @@ impl Drop for Turn {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     fn entry(ledger: &Ledger, through: Sequence) -> (Key, Entry) {
@@ -337,14 +404,19 @@ mod tests {
             agent: "a".parse().unwrap(),
             epoch: 1,
         };
-        let entry = ledger.open(
-            &key,
-            Committed {
-                through,
-                snapshot_id: 7,
-            },
-        );
+        let entry = ledger.open(&key, table(through), ledger.moment());
         (key, entry)
+    }
+
+    fn table(through: Sequence) -> Committed {
+        Committed {
+            through,
+            snapshot_id: 7,
+        }
+    }
+
+    fn committed(entry: &Entry) -> Sequence {
+        entry.state.borrow().position.committed
     }
 
     fn span(first: u64, last: u64) -> Span {
@@ -404,18 +476,54 @@ mod tests {
         ));
     }
 
+    #[tokio::test]
+    async fn a_table_that_was_set_back_is_followed() {
+        let ledger = Ledger::default();
+        let (key, entry) = entry(&ledger, 10);
+        let resets = entry.resets();
+        let Admitted::Turn(turn) = entry.turn(span(11, 12), Duration::ZERO).await else {
+            panic!("it is next");
+        };
+        assert!(turn.stage(span(11, 12), || {}));
+        assert!(entry.until_set_back().now_or_never().is_none());
+        let again = ledger.open(&key, table(4), ledger.moment());
+        assert_eq!((committed(&again), again.staged()), (4, 4));
+        let given_up = entry.until_committed(12, resets).now_or_never();
+        assert!(matches!(given_up, Some(Outcome::GivenUp)));
+        assert!(entry.until_set_back().now_or_never().is_some());
+        // Whoever comes now is told at once.
+        assert!(again.until_set_back().now_or_never().is_none());
+        ledger.learn_all(ledger.moment(), 8, |_| 3);
+        assert_eq!(committed(&entry), 3);
+        assert!(again.until_set_back().now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_older_than_another_moves_nothing() {
+        let ledger = Ledger::default();
+        let (key, entry) = entry(&ledger, 4);
+        let early = ledger.moment();
+        ledger.open(&key, table(10), ledger.moment());
+        ledger.open(&key, table(4), early);
+        ledger.learn_all(early, 8, |_| 4);
+        assert_eq!(committed(&entry), 10);
+        let early = ledger.moment();
+        ledger.open(&key, table(5), ledger.moment());
+        ledger.open(&key, table(10), early);
+        ledger.learn_all(early, 8, |_| 10);
+        assert_eq!(committed(&entry), 5);
+        ledger.learn_all(ledger.moment(), 8, |_| 11);
+        assert_eq!(committed(&entry), 11);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn agents_are_behind_until_what_they_offered_is_committed() {
         let ledger = Ledger::default();
-        let entry = |agent: &str, epoch| {
+        let entry = |agent: &str, epoch, through| {
             let agent = agent.parse().unwrap();
-            let table = Committed {
-                through: 10,
-                snapshot_id: 7,
-            };
-            ledger.open(&Key { agent, epoch }, table)
+            ledger.open(&Key { agent, epoch }, table(through), ledger.moment())
         };
-        let (one, older, other) = (entry("a", 2), entry("a", 1), entry("b", 1));
+        let (one, older, other) = (entry("a", 2, 10), entry("a", 1, 10), entry("b", 1, 10));
         assert!(ledger.furthest_behind(9).is_empty());
         let second = Duration::from_secs(1);
         one.offer(15);
@@ -424,7 +532,7 @@ mod tests {
             offered.offer(12);
         }
         // What is committed already is no lag.
-        entry("c", 1).offer(10);
+        entry("c", 1, 10).offer(10);
         tokio::time::advance(second).await;
         let lag = |agent: &str, events, seconds| Lag {
             agent: agent.parse().unwrap(),
@@ -433,14 +541,10 @@ mod tests {
         };
         assert_eq!(ledger.furthest_behind(9), [lag("a", 7, 2), lag("b", 2, 1)]);
         assert_eq!(ledger.furthest_behind(1).len(), 1);
-        let table = |through| Committed {
-            through,
-            snapshot_id: 8,
-        };
-        one.raise(table(14));
-        older.raise(table(12));
+        entry("a", 2, 14);
+        entry("a", 1, 12);
         assert_eq!(ledger.furthest_behind(9), [lag("b", 2, 1), lag("a", 1, 0)]);
-        one.raise(table(15));
+        entry("a", 2, 15);
         assert_eq!(ledger.furthest_behind(9), [lag("b", 2, 1)]);
     }
 
@@ -464,9 +568,9 @@ mod tests {
         };
         assert!(turn.stage(span(1, 2), || {}));
         drop(first);
-        ledger.raise_all(8, |_| 0);
+        ledger.learn_all(ledger.moment(), 8, |_| 0);
         assert_eq!(ledger.entries.lock().len(), 1);
-        ledger.raise_all(9, |_| 2);
+        ledger.learn_all(ledger.moment(), 9, |_| 2);
         assert_eq!(ledger.entries.lock().len(), 0);
     }
 }

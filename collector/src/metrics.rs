@@ -10,7 +10,7 @@ use metrics::Unit;
 pub const SESSIONS_OPEN: &str = "collector_sessions_open";
 /// Sessions by `outcome`: `welcome`, `refused`, `full`, `handshake_failed`.
 pub const SESSIONS: &str = "collector_sessions_total";
-/// Sessions that the collector closed, by `reason`: `replaced`, `age`, `untrusted`.
+/// Sessions that the collector closed, by `reason`: `replaced`, `age`, `untrusted`, `set_back`.
 pub const SESSIONS_CLOSED: &str = "collector_sessions_closed_total";
 /// Changed certificate files by `result`: `taken`, `refused`.
 pub const CERTIFICATE_RELOADS: &str = "collector_certificate_reloads_total";
@@ -106,7 +106,7 @@ pub const ALL: &[(&str, Kind, Unit, &str)] = &[
         SESSIONS_CLOSED,
         Kind::Counter,
         Unit::Count,
-        "Sessions that the collector closed, by reason: replaced, age, untrusted",
+        "Sessions that the collector closed, by reason: replaced, age, untrusted, set_back",
     ),
     (
         CERTIFICATE_RELOADS,

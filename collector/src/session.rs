@@ -284,7 +284,8 @@ impl Session<'_> {
         });
         let underway = TaskTracker::new();
         let old = tokio::time::sleep(age);
-        tokio::pin!(old);
+        let set_back = batches.intake.until_set_back();
+        tokio::pin!(old, set_back);
         loop {
             tokio::select! {
                 stream = self.connection.accept_bi() => match stream {
@@ -301,6 +302,11 @@ impl Session<'_> {
                     }
                 },
                 () = &mut old => break,
+                () = &mut set_back => {
+                    tracing::info!(%agent_id, "session closed: the table was set back");
+                    sessions::Reason::SetBack.close(&self.connection);
+                    return;
+                }
                 () = self.shared.stopping.cancelled() => {
                     // Streams that wait for their ack still use the connection.
                     self.connection.closed().await;

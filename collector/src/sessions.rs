@@ -19,16 +19,19 @@ pub(crate) enum Reason {
     Age,
     /// Its certificate is not accepted any more.
     Untrusted,
+    /// The table has less than it was told.
+    SetBack,
 }
 
 impl Reason {
-    const ALL: [Self; 3] = [Self::Replaced, Self::Age, Self::Untrusted];
+    const ALL: [Self; 4] = [Self::Replaced, Self::Age, Self::Untrusted, Self::SetBack];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Replaced => "replaced",
             Self::Age => "age",
             Self::Untrusted => "untrusted",
+            Self::SetBack => "set_back",
         }
     }
 
@@ -39,6 +42,7 @@ impl Reason {
             Self::Replaced => (close::REPLACED, "replaced by a new session"),
             Self::Age => (close::AGED, "as old as it may become; come again"),
             Self::Untrusted => (close::UNTRUSTED, "the certificate is not accepted any more"),
+            Self::SetBack => (close::SET_BACK, "the table was set back; come again"),
         };
         connection.close(code.into(), text.as_bytes());
     }

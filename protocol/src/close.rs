@@ -14,3 +14,6 @@ pub const FAILED: u32 = 3;
 pub const AGED: u32 = 4;
 /// The agent's certificate is not accepted any more: revoked, expired, or its CA is no longer trusted.
 pub const UNTRUSTED: u32 = 5;
+/// The table has less than the agent was told: its catalog was set back. Come again: the next Welcome says
+/// how far it is.
+pub const SET_BACK: u32 = 6;

@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::Span;
 use crate::config::CommitConfig;
-use crate::ledger::{Committed, Key, Ledger};
+use crate::ledger::{Committed, Key, Ledger, Moment};
 use crate::metrics as names;
 use crate::plan::Plan;
 use crate::quarantine::sequences_of;
@@ -453,7 +453,7 @@ impl Committer {
             self.catalog.commit(&base, change).await?
         };
         self.at(CommitPoint::BeforeAcks)?;
-        self.settle(group, &plan, &head)?;
+        self.settle(group, &plan, &head, heads.asked)?;
         metrics::counter!(names::EVENTS_COMMITTED).increment(committed);
         let rows = group.rows(&cuts, event_rows_of);
         figures::record_freshness(&rows, self.clock.now());
@@ -470,6 +470,7 @@ impl Committer {
         let mut seen = 0;
         for _ in 0..FENCE_STEPS_MAX {
             let heads = Heads {
+                asked: self.ledger.moment(),
                 events: load(&self.catalog, &RAW_EVENTS).await?,
                 quarantine: load(&self.catalog, &RAW_QUARANTINE).await?,
             };
@@ -520,8 +521,15 @@ impl Committer {
         Ok(quarantined)
     }
 
-    /// Raises the ledger to what the head says, which wakes everybody who waits for an ack (EO-2).
-    fn settle(&self, group: &Group, plan: &[Verdict], head: &Table) -> Result<(), RoundError> {
+    /// Moves the ledger to what the head says, which wakes everybody who waits for an ack (EO-2). The head
+    /// is as new as if it had been `asked` for then.
+    fn settle(
+        &self,
+        group: &Group,
+        plan: &[Verdict],
+        head: &Table,
+        asked: Moment,
+    ) -> Result<(), RoundError> {
         let marks = Watermarks::of(head).map_err(HeadError::from)?;
         for (batch, verdict) in group.batches.iter().zip(plan) {
             let through = marks.get(batch.key.agent.as_str(), batch.key.epoch);
@@ -529,8 +537,9 @@ impl Committer {
             assert!(is_covered, "EO-2: {:?} ends above {through}", batch.key);
         }
         let snapshot_id = head.metadata().current_snapshot_id().unwrap_or_default();
-        self.ledger
-            .raise_all(snapshot_id, |key| marks.get(key.agent.as_str(), key.epoch));
+        self.ledger.learn_all(asked, snapshot_id, |key| {
+            marks.get(key.agent.as_str(), key.epoch)
+        });
         for (batch, verdict) in group.batches.iter().zip(plan) {
             if *verdict == Verdict::Gap {
                 tracing::error!(
@@ -618,6 +627,8 @@ struct Head {
 
 /// The heads that an attempt is built on.
 struct Heads {
+    /// Before they were read.
+    asked: Moment,
     events: Head,
     quarantine: Head,
 }

@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use headwater_collector::RunError;
 use headwater_collector::commit::{CommitHook, CommitPoint, HookAction};
+use headwater_protocol::{BatchReply, close};
 use parking_lot::{Condvar, Mutex};
 
+use crate::hostile::{closed, is_closed_with};
 use crate::world::{EPOCH, World, acked, is_bad, mixed};
 
 /// Kills the collector once, at the given point.
@@ -149,11 +151,11 @@ async fn collide_at(world: &World, point: CommitPoint, second_through: u64) {
     let reached = [one, two]
         .into_iter()
         .filter_map(|reply| match reply.unwrap() {
-            headwater_protocol::BatchReply::Ack {
+            BatchReply::Ack {
                 committed_through, ..
             } => Some(committed_through),
             // This collector has not seen the other's commit; the agent sends again.
-            headwater_protocol::BatchReply::Retry { .. } => None,
+            BatchReply::Retry { .. } => None,
             other => panic!("{other:?}"),
         });
     assert_eq!(reached.max(), Some(next + 9));
@@ -215,11 +217,11 @@ pub(crate) async fn many_agents_on_two_collectors_lose_and_double_nothing(world:
             while next <= 60 {
                 let agent = &agents[usize::from((next / 10 + n) % 2 == 0)];
                 match agent.send_records(next, &mixed(next..=next + 9)).await {
-                    Some(headwater_protocol::BatchReply::Ack {
+                    Some(BatchReply::Ack {
                         committed_through, ..
                     }) => next = committed_through + 1,
                     // The other collector took what is missing here: go there.
-                    Some(headwater_protocol::BatchReply::Retry { .. }) => {
+                    Some(BatchReply::Retry { .. }) => {
                         let other = &agents[usize::from((next / 10 + n) % 2 != 0)];
                         let again = next.saturating_sub(10).max(1);
                         let reply = other.send_records(again, &mixed(again..=next + 9)).await;
@@ -242,4 +244,51 @@ pub(crate) async fn many_agents_on_two_collectors_lose_and_double_nothing(world:
     }
     first.stop().await;
     second.stop().await;
+}
+
+/// The catalog of a running collector is set back, by a restore or a fail-over to a replica that was behind.
+/// What the collector remembers of the table must not outlive it: the agent would forget what is lost, or
+/// send for ever what cannot follow.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_welcome_says_what_is_left_of_a_catalog_that_was_set_back() {
+    let world = World::new();
+    let collector = world.collector().await;
+    let agent = world.agent("agent-1", &collector).await;
+    assert_eq!(acked(agent.send(1..=5).await), 5);
+    let before = world.events().await;
+    assert_eq!(acked(agent.send(6..=10).await), 10);
+    world.set_back(before.metadata_location().unwrap()).await;
+    // While the session before it is open, so that the collector still knows of it.
+    let again = world.agent("agent-1", &collector).await;
+    assert_eq!(again.welcome.committed_through, 5);
+    assert_eq!(acked(again.send(6..=12).await), 12);
+    world.assert_events("agent-1", 1..=12).await;
+    collector.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_end_when_a_commit_finds_the_catalog_set_back() {
+    let world = World::new();
+    let collector = world.collector().await;
+    let agent = world.agent("agent-1", &collector).await;
+    let silent = world.agent("agent-2", &collector).await;
+    assert_eq!(acked(agent.send(1..=5).await), 5);
+    let before = world.events().await;
+    assert_eq!(acked(agent.send(6..=10).await), 10);
+    assert_eq!(acked(silent.send(1..=3).await), 3);
+    world.set_back(before.metadata_location().unwrap()).await;
+    let reply = agent.send(11..=15).await;
+    assert!(
+        matches!(reply, None | Some(BatchReply::Retry { .. })),
+        "{reply:?}"
+    );
+    for (name, agent, left) in [("agent-1", agent, 5), ("agent-2", silent, 0)] {
+        let error = closed(&agent.connection).await;
+        assert!(is_closed_with(&error, close::SET_BACK), "{error:?}");
+        let again = world.agent(name, &collector).await;
+        assert_eq!(again.welcome.committed_through, left, "{name}");
+        assert_eq!(acked(again.send(left + 1..=20).await), 20);
+        world.assert_events(name, 1..=20).await;
+    }
+    collector.stop().await;
 }

@@ -163,6 +163,14 @@ impl World {
             .await;
     }
 
+    /// Sets `raw.events` back to an earlier head, as a catalog is that was restored from a backup.
+    pub(crate) async fn set_back(&self, head: &str) {
+        self.in_database(&format!(
+            "UPDATE iceberg_tables SET metadata_location = '{head}' WHERE table_name = 'events'"
+        ))
+        .await;
+    }
+
     /// Runs a statement in the catalog's database.
     pub(crate) async fn in_database(&self, statement: &str) {
         let mut database = sqlx::SqliteConnection::connect(&self.catalog.uri)
