@@ -29,7 +29,7 @@ use schema::{Found, Look, Schema, VIOLATIONS_MAX, Violation};
 
 /// Raised when the code judges an event differently under the same files, so that collectors of both
 /// versions never decide the same event differently unnoticed.
-const JUDGEMENT_VERSION: u8 = 4;
+const JUDGEMENT_VERSION: u8 = 5;
 
 /// Version of events that no plan speaks of.
 pub const UNPLANNED: i32 = 0;

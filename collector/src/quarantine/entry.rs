@@ -16,6 +16,7 @@ use super::oldest::Arrival;
 use crate::ledger::Key;
 use crate::staging::event_rows::timestamptz;
 use crate::staging::flaws::{self, Flaw};
+use crate::staging::time_rule::is_arrival;
 
 /// Columns that are read.
 pub(super) const COLUMNS: [&str; 27] = [
@@ -130,8 +131,13 @@ impl Entry {
             ));
         }
         let (Some(company_id), Some(source_id)) = (&self.company_id, &self.source_id) else {
-            return Record::decode(&self.payload).map_err(|_| "it is no record".to_owned());
+            let record = Record::decode(&self.payload).ok();
+            let record = record.filter(|record| is_arrival(record.received_at));
+            return record.ok_or_else(|| "it is no record".to_owned());
         };
+        if !is_arrival(self.received_at) {
+            return Err("it did not arrive when it says".to_owned());
+        }
         let source_kind = self.rest.source_kind.as_deref().and_then(source_kind);
         let source_kind =
             source_kind.ok_or("it was written before a replay could be made of it")?;

@@ -66,6 +66,21 @@ fn a_record_comes_back_as_its_agent_sent_it() {
     assert_eq!(entries[1].retention_until, NOW + 7);
 }
 
+#[test]
+fn what_did_not_arrive_at_any_time_of_a_table_is_not_replayed() {
+    let never = Record {
+        received_at: i64::MAX,
+        ..plain()
+    };
+    let mut rows = QuarantineRows::default();
+    rows.push_undecodable(&origin(), 1, &never.encode());
+    // As it was written before such a record counted as none.
+    rows.push_invalid(&origin(), 2, &never, &Invalid::NOT_A_RECORD);
+    let entries = entries(&rows.finish().unwrap()).unwrap();
+    assert_eq!(entries.len(), 2);
+    assert!(entries.iter().all(|entry| entry.record().is_err()));
+}
+
 /// Such a collector takes a record with more fields than it knows for none
 /// (`protocol/tests/wire.rs`). The bytes that it keeps are whole.
 #[tokio::test]

@@ -218,7 +218,8 @@ impl QuarantineRows {
         self.push_payload(&record.body, record.cut);
     }
 
-    /// Adds bytes that should have been a record. They arrived at an unknown time: now.
+    /// Adds bytes that should have been a record, or are one that says of its arrival what cannot be. They
+    /// arrived at an unknown time: now.
     pub(crate) fn push_undecodable(
         &mut self,
         origin: &BatchOrigin,

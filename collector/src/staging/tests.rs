@@ -460,6 +460,32 @@ fn every_slot_becomes_one_row_with_its_sequence() {
 }
 
 #[test]
+fn a_record_that_arrived_at_no_time_that_a_table_has_is_none() {
+    const END: i64 = 253_402_300_800_000_000;
+    let times = [i64::MIN, -1, 0, END - 1, END, i64::MAX];
+    let records = times.map(|received_at| Record {
+        received_at,
+        ..record(r#"{"type":"track","event":"E","userId":"u"}"#)
+    });
+    let body: Vec<u8> = records.iter().flat_map(Record::encode).collect();
+    let rows = staged(&body, 6).unwrap();
+    let times = |rows: &RecordBatch| {
+        let times = rows.column_by_name("received_at").unwrap();
+        times
+            .as_primitive::<TimestampMicrosecondType>()
+            .values()
+            .to_vec()
+    };
+    assert_eq!(times(&rows.events), [0, END - 1]);
+    assert_eq!(times(&rows.quarantine), [NOW + 1; 4]);
+    let failures = rows.quarantine.column_by_name("failure_type").unwrap();
+    let failures = failures.as_string::<i32>();
+    assert!(failures.iter().all(|it| it == Some("encoding")));
+    let payloads = rows.quarantine.column_by_name("payload").unwrap();
+    assert_eq!(payloads.as_binary::<i32>().value(0), records[0].encode());
+}
+
+#[test]
 fn known_events_of_an_overlap_are_cut_off() {
     let one = record(r#"{"type":"identify","userId":"u"}"#).encode();
     let events = staged(&one.repeat(5), 5).unwrap().events;

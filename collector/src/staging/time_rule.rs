@@ -99,6 +99,12 @@ pub fn is_representable(time: Micros) -> bool {
     (EARLIEST..TOO_LATE).contains(&time)
 }
 
+/// Returns whether an agent can have accepted an event at this time: from the Unix epoch, at which clocks
+/// begin that nobody has set, to the year 9999. Beyond it no partition has a name.
+pub fn is_arrival(time: Micros) -> bool {
+    (0..TOO_LATE).contains(&time)
+}
+
 /// Returns whether the clock behind this event is a server's.
 pub fn is_server(kind: SourceKind, library: Option<&str>) -> bool {
     kind == SourceKind::Server || library.is_some_and(|name| SERVER_LIBRARIES.contains(&name))
