@@ -27,6 +27,10 @@ use crate::staging::{self, BatchOrigin, Rows, StageError};
 /// Epochs of one agent that a session may speak of. An agent has one; two while it moves on.
 const EPOCHS_MAX: usize = 8;
 
+/// Room that an event takes at least, in bytes: about what the columns of a row need whose record says
+/// next to nothing. Ten thousand slots without a record make as many rows and may be one byte on the wire.
+const EVENT_BYTES_MIN: u64 = 512;
+
 /// Where the bytes of one batch come from.
 pub trait Source: Send {
     /// Returns the header of the batch, or why it did not come, in one line for the agent.
@@ -202,7 +206,8 @@ impl Intake {
             last: span.last,
         };
         // An early batch is read and turned into rows while it waits, where there is room.
-        let ahead = match self.reserve_ahead(header.body_bytes) {
+        let room = room(&header, limits.batch_bytes_max);
+        let ahead = match self.reserve_ahead(room) {
             Some((memory, early)) if !entry.is_known(span) => {
                 Some((self.prepare(source, &header, memory).await?, early))
             }
@@ -224,7 +229,7 @@ impl Intake {
                         prepared
                     }
                     None => {
-                        let memory = self.reserve(header.body_bytes).await?;
+                        let memory = self.reserve(room).await?;
                         self.prepare(source, &header, memory).await?
                     }
                 };
@@ -413,6 +418,13 @@ fn protocol(reason: String) -> BatchReply {
     }
 }
 
+/// Returns the room that a batch takes until it is committed: never more than the largest batch, which
+/// always fits.
+fn room(header: &BatchHeader, batch_bytes_max: u32) -> u64 {
+    let rows = u64::from(header.count) * EVENT_BYTES_MIN;
+    header.body_bytes.max(rows.min(batch_bytes_max.into()))
+}
+
 /// Room for zstd's worst case.
 fn body_bytes_max(uncompressed: u64) -> usize {
     usize::try_from(uncompressed + uncompressed / 128 + 512).unwrap_or(usize::MAX)
@@ -469,6 +481,26 @@ pub(crate) fn cores() -> Semaphore {
 mod tests {
     use super::*;
     use headwater_protocol::Codec;
+
+    #[test]
+    fn a_batch_takes_room_for_its_rows_however_short_its_body_is() {
+        let room = |count, body_bytes| {
+            let header = BatchHeader {
+                epoch: 1,
+                first_sequence: 1,
+                count,
+                codec: Codec::Zstd,
+                body_bytes,
+            };
+            room(&header, 1 << 20)
+        };
+        assert_eq!(room(1, 900), 900);
+        assert_eq!(room(1000, 700_000), 700_000);
+        assert_eq!(room(1000, 1), 512_000);
+        // The largest batch.
+        assert_eq!(room(10_000, 1), 1 << 20);
+        assert_eq!(room(u32::MAX, 1 << 20), 1 << 20);
+    }
 
     #[test]
     fn headers_beyond_the_limits_are_refused() {

@@ -41,7 +41,7 @@ pub const PLAN_VIOLATIONS: &str = "collector_plan_violations_total";
 pub const PLAN_RELOADS: &str = "collector_plan_reloads_total";
 /// Events in the tracking plan that is in force.
 pub const PLAN_EVENTS: &str = "collector_plan_events";
-/// Uncompressed bytes that are staged and not committed.
+/// Uncompressed bytes that are staged and not committed, at least 512 for each event.
 pub const STAGED_BYTES: &str = "collector_staged_bytes";
 /// Batches whose body is not read for want of room, by `for`: `agent` (its own share is full), `all`.
 pub const WAITING_BATCHES: &str = "collector_waiting_batches";
@@ -196,7 +196,7 @@ pub const ALL: &[(&str, Kind, Unit, &str)] = &[
         STAGED_BYTES,
         Kind::Gauge,
         Unit::Bytes,
-        "Uncompressed bytes that are staged and not committed",
+        "Uncompressed bytes that are staged and not committed, at least 512 for each event",
     ),
     (
         WAITING_BATCHES,
