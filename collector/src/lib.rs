@@ -279,7 +279,7 @@ impl Parts {
             admin_stop.clone(),
         ));
         let mut committer = tokio::spawn(committer.run());
-        let accept = tokio::spawn(endpoint::accept(
+        let mut accept = tokio::spawn(endpoint::accept(
             self.engine.clone(),
             self.endpoint.clone(),
             Arc::clone(&self.certificates),
@@ -298,6 +298,11 @@ impl Parts {
             () = look => Err(RunError::Ended { task: "readiness" }),
             ended = &mut committer => ended_early("committer", ended.map(|it| it.map_err(RunError::from))),
             ended = &mut admin => ended_early("admin", ended.map(|it| it.map_err(RunError::Admin))),
+            // Its socket is dead, unless it was told to end.
+            ended = &mut accept => match shared.stopping.is_cancelled() {
+                true => Ok(()),
+                false => ended_early("accept", ended.map(Ok)),
+            },
         };
         match &result {
             Ok(()) => self.drain(committer).await,
