@@ -98,7 +98,8 @@ pub enum StartError {
     Listen(#[from] ListenError),
 }
 
-/// Why a running collector ended other than by its stop token. Nothing that was acked is lost.
+/// Why a running collector ended other than by its stop token, or not as it should then. Nothing that was
+/// acked is lost.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// A fault hook ended it.
@@ -292,7 +293,7 @@ impl Parts {
         );
         let watch =
             Arc::clone(&self.certificates).watch(&self.engine.shared.sessions, &self.reload);
-        let result = tokio::select! {
+        let ended = tokio::select! {
             () = self.engine.shared.stopping.cancelled() => Ok(()),
             () = watch => Err(RunError::Ended { task: "certificates" }),
             () = look => Err(RunError::Ended { task: "readiness" }),
@@ -304,12 +305,15 @@ impl Parts {
                 false => ended_early("accept", ended.map(Ok)),
             },
         };
-        match &result {
+        let result = match ended {
             Ok(()) => self.drain(committer).await,
             Err(error) => {
-                tracing::error!(error = error as &dyn std::error::Error, "collector ends");
                 self.abort();
+                Err(error)
             }
+        };
+        if let Err(error) = &result {
+            tracing::error!(error = error as &dyn std::error::Error, "collector ends");
         }
         accept.abort();
         // Peers that do not answer the close must not hold up the stop.
@@ -321,7 +325,10 @@ impl Parts {
     }
 
     /// Graceful stop: takes nothing new, commits what is staged, answers, closes.
-    async fn drain(&self, mut committer: JoinHandle<Result<(), Killed>>) {
+    ///
+    /// # Errors
+    /// When the committer dies of it; being late is none.
+    async fn drain(&self, mut committer: JoinHandle<Result<(), Killed>>) -> Result<(), RunError> {
         let bound = Duration::from_millis(self.engine.shared.config.commit.stop_within_ms);
         let deadline = Instant::now() + bound;
         self.engine.readiness.stopping();
@@ -343,6 +350,14 @@ impl Parts {
             .ok();
         committer.abort();
         self.endpoint.close(close::STOPPING.into(), b"stopping");
+        match committed {
+            Ok(Ok(ended)) => ended.map_err(RunError::from),
+            Ok(Err(source)) => Err(RunError::Died {
+                task: "committer",
+                source,
+            }),
+            Err(_) => Ok(()),
+        }
     }
 
     /// Ends without a word.

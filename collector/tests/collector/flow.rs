@@ -1,9 +1,10 @@
 //! Back-pressure and the graceful stop.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use headwater_collector::commit::{CommitPoint, NoHook};
+use headwater_collector::RunError;
+use headwater_collector::commit::{CommitHook, CommitPoint, HookAction, NoHook};
 use headwater_protocol::{BatchReply, batch};
 
 use crate::faults::Gate;
@@ -134,6 +135,43 @@ pub(crate) async fn a_graceful_stop_commits_and_acks_what_is_staged(world: World
     world.assert_events("agent-1", 1..=20).await;
     // Nobody listens any more.
     assert!(agent.send(21..=21).await.is_none());
+}
+
+/// Panics at a commit, once it is told to.
+#[derive(Default)]
+struct Fatal(AtomicBool);
+
+impl CommitHook for Fatal {
+    fn at(&self, _: CommitPoint) -> HookAction {
+        assert!(!self.0.load(Ordering::SeqCst), "as the test wants it");
+        HookAction::Continue
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_whose_last_commit_dies_is_a_failure() {
+    let world = World::new();
+    let mut config = world.config();
+    config.commit.interval_ms = 600_000;
+    let hook = Arc::new(Fatal::default());
+    let collector = world.collector_with(config, hook.clone()).await;
+    let agent = world.agent("agent-1", &collector).await;
+    // The first commit does not wait for an interval, the second does.
+    assert_eq!(acked(agent.send(1..=10).await), 10);
+    hook.0.store(true, Ordering::SeqCst);
+    let stop = async {
+        agent.until_staged(21).await;
+        collector.stop.cancel();
+    };
+    let (reply, ()) = tokio::join!(agent.send(11..=20), stop);
+    assert!(
+        matches!(reply, None | Some(BatchReply::Retry { .. })),
+        "{reply:?}"
+    );
+    let error = collector.killed().await;
+    let is_the_committer = matches!(&error, RunError::Died { task, .. } if *task == "committer");
+    assert!(is_the_committer, "{error:?}");
+    world.assert_events("agent-1", 1..=10).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
