@@ -24,17 +24,16 @@ use crate::endpoint;
 use crate::metrics as names;
 use crate::sessions::{self, Sessions};
 
-/// Why new files are kept out.
+/// Why new files are kept out. Said once for as long as it stays the same, so the time is not in it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 enum KeptOut {
     #[error("{0}")]
     Tls(String),
-    #[error("certificate `{}` is valid from {from_s} to {until_s} (Unix time), now is {now_s}", path.display())]
+    #[error("certificate `{}` is valid from {from_s} to {until_s} (Unix time), and not now", path.display())]
     NotValidNow {
         path: PathBuf,
         from_s: i64,
         until_s: i64,
-        now_s: i64,
     },
 }
 
@@ -211,7 +210,6 @@ impl Certificates {
                 path: self.config.tls.certificate.clone(),
                 from_s: trust.not_before_s,
                 until_s: trust.not_after_s,
-                now_s,
             });
         }
         Ok(Some(trust))
@@ -243,5 +241,62 @@ impl Certificates {
 pub(crate) fn show_all() {
     for result in ["taken", "refused"] {
         metrics::counter!(names::CERTIFICATE_RELOADS, "result" => result).increment(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use headwater_protocol::timestamp;
+    use headwater_service::clock::ManualClock;
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    /// Puts a certificate, its key and what stands for its CA in the place of those before.
+    fn issue(directory: &Path, from_year: i32) {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(from_year, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap().pem();
+        let files = [
+            ("collector.pem", &certificate),
+            ("collector.key", &key.serialize_pem()),
+            ("ca.pem", &certificate),
+        ];
+        for (name, text) in files {
+            let new = directory.join("new");
+            std::fs::write(&new, text).unwrap();
+            std::fs::rename(new, directory.join(name)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_certificate_whose_time_has_not_come_is_kept_out_for_one_reason_until_it_has() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let text = format!(
+            "[tls]\ncertificate = {:?}\nkey = {:?}\nca = {:?}\n",
+            path("collector.pem"),
+            path("collector.key"),
+            path("ca.pem")
+        );
+        let config: Config = toml::from_str(&text).unwrap();
+        issue(directory.path(), 2020);
+        let at = |time: &str| timestamp::parse(time).unwrap();
+        let clock = ManualClock::at(at("2026-11-01T00:00:00Z"));
+        let certificates = Certificates::read(&config, clock.clone()).unwrap();
+        assert!(certificates.look().is_ok_and(|found| found.is_none()));
+        issue(directory.path(), 2030);
+        let first = certificates.look().err();
+        assert!(
+            matches!(first, Some(KeptOut::NotValidNow { .. })),
+            "{first:?}"
+        );
+        clock.set(at("2026-11-01T00:00:09Z"));
+        assert_eq!(certificates.look().err(), first);
+        clock.set(at("2030-01-01T00:00:00Z"));
+        assert!(certificates.look().is_ok_and(|found| found.is_some()));
     }
 }
