@@ -23,7 +23,7 @@ use crate::reload::Settings;
 /// How often the files are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Why a set of files is kept out.
+/// Why a set of files is kept out. Said once for as long as it stays the same, so the time is not in it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum CredentialsError {
     /// A file cannot be read, or they do not fit together.
@@ -37,12 +37,11 @@ pub(crate) enum CredentialsError {
         agent_id: AgentId,
     },
     /// Its time is over or has not come.
-    #[error("certificate `{}` is valid from {from_s} to {until_s} (Unix time), now is {now_s}", path.display())]
+    #[error("certificate `{}` is valid from {from_s} to {until_s} (Unix time), and not now", path.display())]
     NotValidNow {
         path: PathBuf,
         from_s: i64,
         until_s: i64,
-        now_s: i64,
     },
 }
 
@@ -110,7 +109,6 @@ impl Credentials {
                 path: files.certificate.clone(),
                 from_s: leaf.not_before_s,
                 until_s: leaf.not_after_s,
-                now_s,
             });
         }
         Ok(())
