@@ -37,7 +37,7 @@ pub(crate) struct Shared {
     pub(crate) sessions: Sessions,
     /// For staged bytes.
     pub(crate) room: Room,
-    pub(crate) cores: Semaphore,
+    pub(crate) cores: Arc<Semaphore>,
     pub(crate) plan: LivePlan,
     pub(crate) queue: mpsc::Sender<StagedBatch>,
     /// Streams between their header and the queue.

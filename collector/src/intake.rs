@@ -282,7 +282,8 @@ impl Intake {
         let body = self.body(source, header).await?;
         metrics::counter!(names::RECEIVED_BYTES).increment(body.len() as u64);
         let plan = self.shared.plan.now();
-        let rows = self.rows(header, body, Arc::clone(&plan)).await?;
+        let judging = Arc::clone(&plan);
+        let (rows, memory) = self.rows(header, body, judging, memory).await?;
         Ok(Prepared { rows, plan, memory })
     }
 
@@ -356,15 +357,17 @@ impl Intake {
         }
     }
 
-    /// Turns the body into rows on a blocking thread, at most one per core.
+    /// Turns the body into rows on a blocking thread, at most one per core. The thread has the core and
+    /// the `memory`, and works on when this future ends before it, with its connection.
     async fn rows(
         &self,
         header: &BatchHeader,
         body: Vec<u8>,
         plan: Arc<Plan>,
-    ) -> Result<Rows, BatchReply> {
+        memory: Memory,
+    ) -> Result<(Rows, Memory), BatchReply> {
         let started = Instant::now();
-        let core = self.shared.cores.acquire().await;
+        let core = Arc::clone(&self.shared.cores).acquire_owned().await;
         let origin = BatchOrigin::new(
             self.agent.clone(),
             header.epoch,
@@ -373,16 +376,20 @@ impl Intake {
         )
         .kept_for_days(self.shared.config.quarantine.retention_days);
         let header = header.clone();
-        let staged = blocking(move || staging::stage(&origin, &header, &body, &plan)).await;
-        drop(core);
+        let work = move || {
+            let rows = staging::stage(&origin, &header, &body, &plan);
+            drop(core);
+            (rows, memory)
+        };
+        let staged = blocking(work).await;
         metrics::histogram!(names::STAGE_SECONDS).record(started.elapsed().as_secs_f64());
         match staged {
-            Ok(Ok(rows)) => Ok(rows),
-            Ok(Err(StageError::Body(error))) => {
+            Ok((Ok(rows), memory)) => Ok((rows, memory)),
+            Ok((Err(StageError::Body(error)), _)) => {
                 Err(refused(Refusal::BodyMalformed, error.to_string()))
             }
             // Staging depends on the events alone: it would end in the same way again, for ever.
-            Ok(Err(error)) => {
+            Ok((Err(error), _)) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "batch not staged");
                 let reason = "the events cannot be turned into rows";
                 Err(refused(Refusal::Rows, reason.to_owned()))
@@ -473,8 +480,9 @@ fn not_read(error: &HeadError) -> String {
 }
 
 /// Bounds how many bodies are turned into rows at once.
-pub(crate) fn cores() -> Semaphore {
-    Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))
+pub(crate) fn cores() -> Arc<Semaphore> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Arc::new(Semaphore::new(cores))
 }
 
 #[cfg(test)]
