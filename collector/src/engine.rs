@@ -146,10 +146,11 @@ impl EngineParts {
 }
 
 impl Engine {
-    /// Returns the series of `/metrics` whose labels come and go.
+    /// Returns the series of `/metrics` that are made when somebody looks.
     pub(crate) fn series(&self) -> String {
         let most = self.shared.config.limits.series_max;
-        series::text(&self.shared.ledger, &self.companies, most)
+        let oldest_staged = self.readiness.oldest_staged_age();
+        series::text(&self.shared.ledger, &self.companies, oldest_staged, most)
     }
 
     /// Decides whether the agent is served whose certificate names it `certified`: the place for its

@@ -47,6 +47,12 @@ impl Readiness {
         self.state.lock().oldest_staged = since;
     }
 
+    /// Returns for how long the oldest batch has waited; nothing when none does.
+    pub(crate) fn oldest_staged_age(&self) -> Duration {
+        let since = self.state.lock().oldest_staged;
+        since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
     pub(crate) fn committed(&self) {
         let mut state = self.state.lock();
         state.failures = 0;

@@ -1,11 +1,13 @@
-//! Series of `/metrics` whose labels come and go: the agents that are furthest behind, and the companies
-//! with the most events.
+//! Series of `/metrics` that are made when somebody looks: the age of the oldest staged batch, which grows
+//! while nothing happens, and those whose labels come and go: the agents that are furthest behind, and the
+//! companies with the most events.
 //!
-//! Beside the path. A recorder keeps a label for ever, so these are made when somebody looks. Promise: at
-//! most `limits.series_max` of each, whatever the number of agents and companies.
+//! Beside the path. A recorder keeps a number until somebody sets it, and a label for ever. Promise: at
+//! most `limits.series_max` of each label, whatever the number of agents and companies.
 
 use std::collections::HashMap;
 use std::fmt::Write;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -49,16 +51,19 @@ impl Companies {
 }
 
 /// Returns the series as text for `/metrics`.
-pub(crate) fn text(ledger: &Ledger, companies: &Companies, most: usize) -> String {
+pub(crate) fn text(
+    ledger: &Ledger,
+    companies: &Companies,
+    oldest_staged: Duration,
+    most: usize,
+) -> String {
     let lags = ledger.furthest_behind(most);
     let mut out = String::new();
+    let (name, age_s) = (names::STAGED_OLDEST_SECONDS, oldest_staged.as_secs_f64());
+    begin(&mut out, name);
+    writeln!(out, "{name} {age_s}").expect("memory takes text");
     let mut write = |name: &str, label: &str, series: Vec<(&str, String)>| {
-        let (_, kind, _, help) = names::ALL
-            .iter()
-            .find(|metric| metric.0 == name)
-            .expect("every metric is described");
-        let kind = kind.as_str();
-        writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}").expect("memory takes text");
+        begin(&mut out, name);
         for (value, number) in series {
             let value = escaped(value);
             writeln!(out, "{name}{{{label}=\"{value}\"}} {number}").expect("memory takes text");
@@ -87,6 +92,16 @@ pub(crate) fn text(ledger: &Ledger, companies: &Companies, most: usize) -> Strin
     out
 }
 
+/// Says what a metric is.
+fn begin(out: &mut String, name: &str) {
+    let (_, kind, _, help) = names::ALL
+        .iter()
+        .find(|metric| metric.0 == name)
+        .expect("every metric is described");
+    let kind = kind.as_str();
+    writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}").expect("memory takes text");
+}
+
 fn escaped(label: &str) -> String {
     label
         .replace('\\', "\\\\")
@@ -112,10 +127,18 @@ mod tests {
     }
 
     #[test]
+    fn the_oldest_batch_is_as_old_as_it_is_when_somebody_looks() {
+        let age = Duration::from_millis(7_500);
+        let text = text(&Ledger::default(), &Companies::default(), age, 5);
+        let kind = "# TYPE collector_staged_oldest_seconds gauge";
+        assert!(text.contains(&format!("{kind}\ncollector_staged_oldest_seconds 7.5\n")));
+    }
+
+    #[test]
     fn a_label_cannot_break_out_of_its_series() {
         let companies = Companies::default();
         companies.count("a\"} 1\nb", 2);
-        let text = text(&Ledger::default(), &companies, 5);
+        let text = text(&Ledger::default(), &companies, Duration::ZERO, 5);
         let last = text.lines().last().unwrap();
         assert_eq!(
             last,

@@ -311,7 +311,6 @@ impl Committer {
             };
             next_commit = Instant::now() + interval;
             self.readiness.oldest_staged(Some(oldest));
-            metrics::gauge!(names::STAGED_OLDEST_SECONDS).set(oldest.elapsed().as_secs_f64());
             let group = Group {
                 batches,
                 events: Prepared::default(),
@@ -320,7 +319,6 @@ impl Committer {
             self.commit(group).await?;
             let held = self.held.as_ref().map(|batch| batch.staged_at);
             self.readiness.oldest_staged(held);
-            metrics::gauge!(names::STAGED_OLDEST_SECONDS).set(0.0);
             if self.abandon.is_cancelled() {
                 return Ok(());
             }

@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use headwater_collector::commit::NoHook;
+use headwater_collector::commit::{CommitPoint, NoHook};
 use headwater_protocol::{BatchHeader, Codec, batch};
 use headwater_tables::CatalogConfig;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::faults::Gate;
 use crate::hostile::PATIENCE;
 use crate::program::{self, Program};
 use crate::world::{World, acked, debatable, is_bad, mixed};
@@ -101,6 +102,41 @@ async fn commits_show_freshness_reasons_companies_and_who_is_behind() {
     assert_eq!(acked(agent.send(31..=50).await), 50);
     let text = get(admin, "/metrics").await;
     assert!(!text.contains("agent-behind"), "it has caught up");
+    collector.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_oldest_batch_grows_older_while_its_commit_stands_still() {
+    let world = World::new();
+    let gate = Gate::at(CommitPoint::Planned);
+    let collector = world.collector_with(world.config(), gate.clone()).await;
+    let admin = collector.running.admin_address;
+    let agent = world.agent("agent-1", &collector).await;
+    let age = async || -> Option<f64> {
+        let text = get(admin, "/metrics").await;
+        let series = "collector_staged_oldest_seconds ";
+        let found = text.lines().find_map(|line| line.strip_prefix(series));
+        found?.parse().ok()
+    };
+    let grows = async {
+        gate.reached().await;
+        let before = age().await;
+        let mut looks = tokio::time::interval(std::time::Duration::from_millis(10));
+        let wait = async {
+            while age().await <= before {
+                looks.tick().await;
+            }
+        };
+        let grown = tokio::time::timeout(PATIENCE, wait).await;
+        gate.open();
+        (before, grown)
+    };
+    let (reply, (before, grown)) = tokio::join!(agent.send(1..=3), grows);
+    assert_eq!(acked(reply), 3);
+    assert!(before.is_some_and(|age| age > 0.0), "{before:?}");
+    assert!(grown.is_ok(), "it stays at {before:?}");
+    // Nothing waits any more.
+    until(admin, "/metrics", "collector_staged_oldest_seconds 0\n").await;
     collector.stop().await;
 }
 
