@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use iceberg::spec::TableMetadata;
 use iceberg::table::Table;
-use iceberg::{MetadataLocation, TableUpdate};
+use iceberg::{ErrorKind, MetadataLocation, TableUpdate};
 use tracing::{debug, warn};
 
 use super::heads::{Heads, Swap};
@@ -23,6 +23,8 @@ use crate::name::TableName;
 
 /// Pauses between attempts to read the catalog back after a commit: 3.1 s in total.
 pub(super) const READ_BACK_PAUSES_MS: [u64; 5] = [100, 200, 400, 800, 1600];
+/// Most by which metadata may be stamped before what it follows: every reader refuses more.
+const BACKWARDS_MS_MAX: i64 = 60_000;
 
 impl Catalog {
     /// Commits `change` as one snapshot on top of `base`: everything or nothing, and only when
@@ -235,9 +237,23 @@ pub(super) fn apply(
         builder = update.apply(builder)?;
     }
     let built = builder.build()?;
+    check_stamp(base.metadata(), &built.metadata)?;
     let expired = built.expired_metadata_logs.into_iter();
     let expired = expired.map(|entry| entry.metadata_file).collect();
     Ok((built.metadata, expired))
+}
+
+/// Refuses metadata that could be written and never read. What has no snapshot of its own is stamped by
+/// this machine's clock, and the crate compares it with the base only when it reads.
+fn check_stamp(base: &TableMetadata, next: &TableMetadata) -> Result<(), iceberg::Error> {
+    let ahead_ms = base.last_updated_ms() - next.last_updated_ms();
+    if ahead_ms <= BACKWARDS_MS_MAX {
+        return Ok(());
+    }
+    let message = format!(
+        "the table is stamped {ahead_ms} ms ahead of this machine's clock, and nobody could read what is stamped so long before it: one of the two clocks is wrong"
+    );
+    Err(iceberg::Error::new(ErrorKind::DataInvalid, message))
 }
 
 pub(super) fn next_location(
@@ -326,6 +342,18 @@ mod tests {
             self.read_back_on(&base, ours, commit_id).await
         }
 
+        /// Returns the head as a clock would have stamped it that is ahead.
+        fn stamped_ahead(&self, ahead_ms: i64) -> Table {
+            let metadata = self.first.metadata();
+            let mut stored = serde_json::to_value(metadata).unwrap();
+            stored["last-updated-ms"] = (metadata.last_updated_ms() + ahead_ms).into();
+            let metadata: TableMetadata = serde_json::from_value(stored).unwrap();
+            let table = self
+                .catalog
+                .table(&self.name, &location(&self.first), metadata);
+            table.unwrap()
+        }
+
         async fn read_back_on(&self, base: &str, ours: &str, id: &str) -> Result<(), CommitError> {
             let lost_answer = Some(CatalogError::NoSuchTable(self.name.clone()));
             let read = self
@@ -337,6 +365,30 @@ mod tests {
 
     fn location(table: &Table) -> String {
         table.metadata_location().unwrap().to_owned()
+    }
+
+    fn owner() -> Vec<TableUpdate> {
+        let updates = [("owner".to_owned(), "me".to_owned())].into();
+        vec![TableUpdate::SetProperties { updates }]
+    }
+
+    #[tokio::test]
+    async fn metadata_that_no_reader_would_take_is_not_written() {
+        let small = Small::new().await;
+        let ahead = small.stamped_ahead(300_000);
+        let error = small.catalog.update(&ahead, owner()).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("ms ahead of this machine's clock"), "{text}");
+        assert!(error.is_retryable());
+        let head = small.heads.get(&small.name).await.unwrap();
+        assert_eq!(head, Some(location(&small.first)));
+
+        // What readers bear is committed.
+        let ahead = small.stamped_ahead(30_000);
+        let head = small.catalog.update(&ahead, owner()).await.unwrap();
+        let files = &small.catalog.inner.file_io;
+        let read = TableMetadata::read_from(files, location(&head)).await;
+        assert_eq!(read.unwrap().properties()["owner"], "me");
     }
 
     const NEVER: &str = "file:///never.metadata.json";
