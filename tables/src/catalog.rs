@@ -221,7 +221,7 @@ impl Catalog {
             if updates.is_empty() {
                 return Ok(table);
             }
-            match self.update(&table, updates).await {
+            match self.evolve(&table, updates).await {
                 Ok(table) => return Ok(table),
                 // What is not known is seen by comparing again.
                 Err(error @ (CommitError::Conflict { .. } | CommitError::Unknown { .. })) => {
@@ -329,7 +329,7 @@ fn table_error(table: &TableName, source: iceberg::Error) -> CatalogError {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "the default of `open_with_clock`; this crate does not know `headwater-service`, which has the clock"
+    reason = "the default of `open_with_clock`, and what the iceberg crate stamps by; this crate does not know `headwater-service`, which has the clock"
 )]
 fn system_now() -> i64 {
     chrono::Utc::now().timestamp_micros()

@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 use super::heads::{Heads, Swap};
 use super::keeper::Keeper;
 use super::outcome::{Evidence, Outcome, resolve};
-use super::{Catalog, CatalogError, metadata_file, table_error};
+use super::{Catalog, CatalogError, metadata_file, system_now, table_error};
 use crate::commit::{self, COMMIT_ID, Change, CommitError, Prepared};
 use crate::durable;
 use crate::metrics;
@@ -58,6 +58,26 @@ impl Catalog {
             commit_id: uuid::Uuid::now_v7().to_string(),
             files: Vec::new(),
         };
+        self.publish(&name, base, prepared, Vec::new()).await
+    }
+
+    /// Commits updates as [`Catalog::update`] does. Where the base is stamped ahead of this machine's clock,
+    /// an empty snapshot comes with them: its stamp becomes that of the table, and may be the base's.
+    pub(super) async fn evolve(
+        &self,
+        base: &Table,
+        updates: Vec<TableUpdate>,
+    ) -> Result<Table, CommitError> {
+        let stamp_ms = base.metadata().last_updated_ms();
+        if stamp_ms <= system_now() / 1000 {
+            return self.update(base, updates).await;
+        }
+        let name = table_name(base)?;
+        let nothing = commit::prepare(&name, base, Change::default(), stamp_ms);
+        let mut prepared = Box::pin(nothing)
+            .await
+            .map_err(|source| CommitError::failed(&name, source))?;
+        prepared.updates.extend(updates);
         self.publish(&name, base, prepared, Vec::new()).await
     }
 
@@ -237,7 +257,7 @@ pub(super) fn apply(
         builder = update.apply(builder)?;
     }
     let built = builder.build()?;
-    check_stamp(base.metadata(), &built.metadata)?;
+    check_clock(base.metadata(), &built.metadata)?;
     let expired = built.expired_metadata_logs.into_iter();
     let expired = expired.map(|entry| entry.metadata_file).collect();
     Ok((built.metadata, expired))
@@ -245,7 +265,7 @@ pub(super) fn apply(
 
 /// Refuses metadata that could be written and never read. What has no snapshot of its own is stamped by
 /// this machine's clock, and the crate compares it with the base only when it reads.
-fn check_stamp(base: &TableMetadata, next: &TableMetadata) -> Result<(), iceberg::Error> {
+fn check_clock(base: &TableMetadata, next: &TableMetadata) -> Result<(), iceberg::Error> {
     let ahead_ms = base.last_updated_ms() - next.last_updated_ms();
     if ahead_ms <= BACKWARDS_MS_MAX {
         return Ok(());
@@ -389,6 +409,19 @@ mod tests {
         let files = &small.catalog.inner.file_io;
         let read = TableMetadata::read_from(files, location(&head)).await;
         assert_eq!(read.unwrap().properties()["owner"], "me");
+    }
+
+    #[tokio::test]
+    async fn what_a_clock_ahead_has_stamped_evolves_with_an_empty_snapshot() {
+        let small = Small::new().await;
+        let ahead = small.stamped_ahead(300_000);
+        let head = small.catalog.evolve(&ahead, owner()).await.unwrap();
+        let files = &small.catalog.inner.file_io;
+        let read = TableMetadata::read_from(files, location(&head)).await;
+        let read = read.unwrap();
+        assert_eq!(read.properties()["owner"], "me");
+        assert_eq!(read.snapshots().len(), 2);
+        assert_eq!(read.last_updated_ms(), ahead.metadata().last_updated_ms());
     }
 
     const NEVER: &str = "file:///never.metadata.json";

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
-use headwater_tables::{Change, Partition, TableSpec, write};
+use headwater_tables::{Catalog, Change, Partition, TableSpec, write};
 
-use crate::lake::{Lake, TODAY, batch, column, ids, name, schema, spec};
+use crate::lake::{DAY, Lake, TODAY, batch, column, files, ids, name, schema, spec};
 
 fn spec_with(changes: impl FnOnce(&mut Vec<Field>)) -> TableSpec {
     let mut fields: Vec<Field> = schema()
@@ -154,5 +154,27 @@ async fn what_old_rows_cannot_satisfy_is_refused() {
     assert_eq!(
         lake.head().await.metadata_location(),
         table.metadata_location()
+    );
+}
+
+#[tokio::test]
+async fn a_table_that_a_clock_ahead_has_stamped_still_evolves() {
+    let lake = Lake::new().await;
+    let base = lake.table().await;
+    let clock = Arc::new(|| TODAY + 36_500 * DAY);
+    let ahead = Catalog::open_with_clock(&lake.config, clock).await.unwrap();
+    let change = Change::append(files(&base, &[(1, TODAY)]).await);
+    let stamped = ahead.commit(&base, change).await.unwrap();
+
+    let wider = spec_with(|fields| fields.push(Field::new("plan", DataType::Utf8, true)));
+    let evolved = lake.catalog.ensure(&wider).await.unwrap();
+    let read = lake.another_process().await.load(&name()).await.unwrap();
+    assert_eq!(read.metadata_location(), evolved.metadata_location());
+    let current = read.metadata().current_schema();
+    assert!(current.field_by_name("plan").is_some());
+    assert_eq!(ids(&read).await, [1]);
+    assert_eq!(
+        read.metadata().last_updated_ms(),
+        stamped.metadata().last_updated_ms()
     );
 }
