@@ -48,7 +48,8 @@ pub enum Operation {
 pub struct Change {
     /// What the change means.
     pub operation: Operation,
-    /// Files to add, as [`write_batches`](crate::write::write_batches) returned them.
+    /// Files to add, as [`write_batches`](crate::write::write_batches) returned them for a table that is
+    /// partitioned as the base is: only the number of fields can be checked, a file does not tell its spec.
     pub add: Vec<DataFile>,
     /// Paths of live files to remove. Each of them must be live in the base.
     pub remove: HashSet<String>,

@@ -155,10 +155,11 @@ pub struct Committer {
 /// plans must not take over from each other without end.
 const FENCE_STEPS_MAX: usize = 4;
 
-/// Files written for a plan, used again while the plan stays the same.
+/// Files written for a plan, used again while the plan and the table's partitioning stay the same.
 #[derive(Debug, Default)]
 struct Prepared {
     rows: Vec<Option<Cut>>,
+    partition_spec_id: i32,
     files: Option<Vec<DataFile>>,
 }
 
@@ -180,6 +181,15 @@ impl Prepared {
     fn for_rows(&mut self, rows: &[Option<Cut>]) {
         if self.rows != rows {
             self.rows = rows.to_vec();
+            self.files = None;
+        }
+    }
+
+    /// Forgets the files when the table is partitioned otherwise now: each of them says in which partition
+    /// its rows are, and under another spec queries would look for them elsewhere.
+    fn for_spec(&mut self, partition_spec_id: i32) {
+        if self.partition_spec_id != partition_spec_id {
+            self.partition_spec_id = partition_spec_id;
             self.files = None;
         }
     }
@@ -442,6 +452,9 @@ impl Committer {
             base
         } else {
             group.events.for_rows(&cuts);
+            group
+                .events
+                .for_spec(base.metadata().default_partition_spec_id());
             if group.events.files.is_none() {
                 group.events.files = Some(files::write_events(&base, rows).await?);
             }
@@ -509,6 +522,9 @@ impl Committer {
         let rows = group.rows(&cuts, quarantine_rows_of);
         let quarantined = count(&rows);
         group.quarantine.for_rows(&cuts);
+        group
+            .quarantine
+            .for_spec(base.metadata().default_partition_spec_id());
         if group.quarantine.files.is_none() {
             group.quarantine.files = Some(files::write_quarantine(&base, rows).await?);
         }
@@ -665,4 +681,31 @@ pub(crate) enum HeadError {
     Store(#[source] Box<iceberg::Error>),
     #[error(transparent)]
     Watermark(#[from] WatermarkError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_used_again_only_for_the_rows_and_the_partitioning_that_they_were_written_for() {
+        let cut = |after| {
+            Some(Cut {
+                after,
+                quarantined: BTreeSet::new(),
+            })
+        };
+        let mut prepared = Prepared::default();
+        let mut is_used_again = |rows: &[Option<Cut>], spec_id| {
+            prepared.for_rows(rows);
+            prepared.for_spec(spec_id);
+            prepared.files.replace(Vec::new()).is_some()
+        };
+        assert!(!is_used_again(&[cut(1)], 0));
+        assert!(is_used_again(&[cut(1)], 0));
+        assert!(!is_used_again(&[cut(1), None], 0));
+        assert!(!is_used_again(&[cut(1), None], 1));
+        assert!(is_used_again(&[cut(1), None], 1));
+        assert!(!is_used_again(&[cut(2), None], 1));
+    }
 }
