@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use iceberg::TableUpdate;
 use iceberg::spec::{
-    DataFile, ManifestListWriter, Operation as SnapshotOperation, Snapshot, SnapshotReference,
-    SnapshotRetention, SnapshotSummaryCollector, Summary,
+    DataFile, MAIN_BRANCH, ManifestListWriter, Operation as SnapshotOperation, Snapshot,
+    SnapshotReference, SnapshotSummaryCollector, Summary,
 };
 use iceberg::table::Table;
 use uuid::Uuid;
@@ -178,7 +178,7 @@ pub(crate) async fn prepare(
         .await
         .map_err(error)?;
     Ok(Prepared {
-        updates: updates(base, snapshot, change.properties),
+        updates: updates(base, snapshot, change.properties).map_err(error)?,
         commit_id: commit_id.to_string(),
         files: manifests.into_files(),
     })
@@ -310,16 +310,13 @@ fn updates(
     base: &Table,
     snapshot: Snapshot,
     properties: BTreeMap<String, String>,
-) -> Vec<TableUpdate> {
-    let reference = SnapshotReference::new(
-        snapshot.snapshot_id(),
-        SnapshotRetention::branch(None, None, None),
-    );
+) -> Result<Vec<TableUpdate>, iceberg::Error> {
+    let reference = main_at(base, &snapshot)?;
     let expired = expired_snapshots(base);
     let mut updates = vec![
         TableUpdate::AddSnapshot { snapshot },
         TableUpdate::SetSnapshotRef {
-            ref_name: iceberg::spec::MAIN_BRANCH.to_owned(),
+            ref_name: MAIN_BRANCH.to_owned(),
             reference,
         },
     ];
@@ -333,7 +330,20 @@ fn updates(
             updates: properties.into_iter().collect(),
         });
     }
-    updates
+    Ok(updates)
+}
+
+/// Returns `main` at `snapshot`, with the retention that somebody may have set on it. The crate has no
+/// accessor for that, and its builder carries it over.
+fn main_at(base: &Table, snapshot: &Snapshot) -> Result<SnapshotReference, iceberg::Error> {
+    let builder = base.metadata().clone().into_builder(None);
+    let builder = builder.set_branch_snapshot(snapshot.clone(), MAIN_BRANCH)?;
+    let mut changes = builder.build()?.changes.into_iter();
+    let main = changes.find_map(|change| match change {
+        TableUpdate::SetSnapshotRef { reference, .. } => Some(reference),
+        _ => None,
+    });
+    Ok(main.expect("a snapshot that is new moves its branch"))
 }
 
 /// Returns the oldest snapshots to drop from the history: none until there are [`SNAPSHOTS_MAX`],

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use headwater_tables::{Change, CommitError, Operation, Table, write};
+use iceberg::spec::{SnapshotReference, SnapshotRetention};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, SqliteConnection};
 
@@ -194,6 +195,30 @@ async fn an_empty_append_moves_main_and_carries_properties() {
     assert_eq!(head.metadata().properties()["note"], "seen");
     assert_eq!(ids(&head).await, [1]);
     assert_totals(&head).await;
+}
+
+#[tokio::test]
+async fn what_was_set_on_main_stays_set() {
+    let lake = Lake::new().await;
+    let head = lake.append(&lake.table().await, &[(1, TODAY)]).await;
+    let main = SnapshotReference::new(
+        head.metadata().current_snapshot_id().unwrap(),
+        SnapshotRetention::branch(Some(7), Some(86_400_000), None),
+    );
+    let kept = iceberg::TableUpdate::SetSnapshotRef {
+        ref_name: "main".to_owned(),
+        reference: main,
+    };
+    let head = lake.catalog.update(&head, vec![kept]).await.unwrap();
+    let head = lake.append(&head, &[(2, TODAY)]).await;
+    let stored = serde_json::to_value(head.metadata()).unwrap();
+    let main = &stored["refs"]["main"];
+    assert_eq!(main["min-snapshots-to-keep"], 7);
+    assert_eq!(main["max-snapshot-age-ms"], 86_400_000);
+    assert_eq!(
+        main["snapshot-id"].as_i64(),
+        head.metadata().current_snapshot_id()
+    );
 }
 
 #[tokio::test]
