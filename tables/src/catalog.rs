@@ -240,12 +240,8 @@ impl Catalog {
     /// Makes the table; `None` when another process made it first.
     async fn create(&self, spec: &TableSpec) -> Result<Option<Table>, CatalogError> {
         let error = |source| table_error(&spec.name, source);
-        let location = format!(
-            "{}/{}/{}",
-            self.inner.warehouse,
-            spec.name.namespace(),
-            spec.name.name()
-        );
+        let namespace = format!("{}/{}", self.inner.warehouse, spec.name.namespace());
+        let location = format!("{namespace}/{}", spec.name.name());
         let creation = TableCreation::builder()
             .name(spec.name.name().to_owned())
             .location(location.clone())
@@ -262,7 +258,8 @@ impl Catalog {
         let metadata = metadata_file::write(&self.inner.file_io, metadata, &file).await;
         metadata.map_err(error)?;
         let file = file.to_string();
-        durable::sync(&location, &file, Vec::new()).await?;
+        // The namespace may be as new as the table, and its entry is in the warehouse.
+        durable::sync(&namespace, &file, Vec::new()).await?;
         if !self.inner.keeper.insert(&spec.name, &file).await? {
             self.delete(vec![file]).await;
             return Ok(None);

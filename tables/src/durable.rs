@@ -28,30 +28,32 @@ pub struct SyncError {
     source: io::Error,
 }
 
-/// Syncs `file`, and every directory between `root` and each of `file` and `others`.
-/// Locations that are not local files are left to their store.
+/// Syncs `file`, every directory between `root` and each of `file` and `others`, and the one that `root`
+/// is in. Locations that are not local files are left to their store.
 pub(crate) async fn sync(root: &str, file: &str, others: Vec<String>) -> Result<(), SyncError> {
     let (Some(root), Some(file)) = (local_path(root), local_path(file)) else {
         return Ok(());
     };
-    let mut directories = BTreeSet::new();
     let others = others.iter().filter_map(|other| local_path(other));
-    for path in others.chain([file.clone()]) {
-        // The root itself may be new, so its parent is synced too.
-        let stop = root.parent().and_then(Path::parent);
-        directories.extend(
-            path.ancestors()
-                .skip(1)
-                .take_while(|ancestor| Some(*ancestor) != stop)
-                .map(Path::to_owned),
-        );
-    }
+    let directories = directories(&root, others.chain([file.clone()]));
     blocking(move || {
         sync_path(&file)?;
         directories.iter().try_for_each(|path| sync_path(path))
     })
     .await
     .expect("syncing does not panic and is not cancelled")
+}
+
+fn directories(root: &Path, files: impl Iterator<Item = PathBuf>) -> BTreeSet<PathBuf> {
+    // The root itself may be new, so its parent is synced too.
+    let stop = root.parent().and_then(Path::parent);
+    let mut directories = BTreeSet::new();
+    for file in files {
+        let above = file.ancestors().skip(1);
+        let above = above.take_while(|ancestor| Some(*ancestor) != stop);
+        directories.extend(above.map(Path::to_owned));
+    }
+    directories
 }
 
 fn sync_path(path: &Path) -> Result<(), SyncError> {
@@ -61,4 +63,23 @@ fn sync_path(path: &Path) -> Result<(), SyncError> {
             path: path.to_owned(),
             source,
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_entry_of_the_root_is_synced_and_nothing_above() {
+        let below = |root: &str| {
+            let file = PathBuf::from("/lake/raw/events/metadata/00000.metadata.json");
+            let directories = directories(Path::new(root), std::iter::once(file));
+            let paths = directories.iter().map(|path| path.display().to_string());
+            paths.collect::<Vec<_>>().join(" ")
+        };
+        let of_a_commit = "/lake/raw /lake/raw/events /lake/raw/events/metadata";
+        assert_eq!(below("/lake/raw/events"), of_a_commit);
+        // A table that is made brings its namespace, whose entry is in the warehouse.
+        assert_eq!(below("/lake/raw"), format!("/lake {of_a_commit}"));
+    }
 }
