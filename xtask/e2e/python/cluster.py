@@ -156,7 +156,7 @@ class Cluster(House):
         return urlparse(row[0]).path if row else None
 
     def has_been_head(self, table, path):
-        """Whether a metadata file is the table's head or one of its last hundred former heads."""
+        """Whether a metadata file is the table's head or one of its last fifty former heads."""
         head = self.head(table)
         metadata = json.loads(gzip.decompress(Path(head).read_bytes()))
         # The first head has no log.

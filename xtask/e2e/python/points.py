@@ -38,7 +38,10 @@ def of_a_commit(table):
     manifest = rf"/raw/{table}/metadata/[^/]*-m0\.avro$"
     listed = rf"/raw/{table}/metadata/snap-[^/]*\.avro$"
     metadata = rf"/raw/{table}/metadata/[^/]*\.metadata\.json$"
-    swap = (rf"^< fsync .*{metadata}", rf"^> pwrite64 .*{LOG}")
+    # A file that is synced is gone after a power cut when its entry is not. The directories of data file and
+    # metadata file are synced in the order of their paths; where one is left out, no swap is met.
+    entries = (rf"^< fsync .*/raw/{table}/data/[^/]*$", rf"^< fsync .*/raw/{table}/metadata$")
+    swap = (rf"^< fsync .*{metadata}", *entries, rf"^> pwrite64 .*{LOG}")
     on_disk = (*swap, rf"^< fsync .*{LOG}")
     done = (*on_disk, rf"^> unlock {WRITER_LOCK}")
     steps = {
