@@ -17,7 +17,7 @@ use headwater_agent::reload::Settings;
 use headwater_agent::shipper::{self, Parts};
 use headwater_protocol::{AgentId, Record, SourceKind};
 use headwater_service::tls::TlsFiles;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -290,8 +290,17 @@ impl Agent {
     async fn kill(&mut self) {
         if let Some(running) = self.running.take() {
             running.shipper.abort();
-            // Cancelled, or at its end already.
-            drop(running.shipper.await);
+            let outcome = running.shipper.await;
+            self.ended(outcome);
+        }
+    }
+
+    /// Looks at how the shipper has ended: by itself or cancelled, never in a panic.
+    fn ended(&self, outcome: Result<(), JoinError>) {
+        if outcome.is_err_and(|error| error.is_panic()) {
+            self.world
+                .trace
+                .violation(format!("{} panics; see above", self.id));
         }
     }
 
@@ -322,7 +331,8 @@ impl Agent {
         self.world.trace.line(format_args!("{} stops", self.id));
         if let Some(running) = self.running.take() {
             running.stop.cancel();
-            drop(running.shipper.await);
+            let outcome = running.shipper.await;
+            self.ended(outcome);
             running.appender.close();
         }
         let disk = self.copy_disk();
