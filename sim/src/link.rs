@@ -117,6 +117,7 @@ impl Line {
 
 /// What the collector does with a Hello.
 async fn serve_hello(
+    world: &Arc<World>,
     life: Arc<Life>,
     agent: AgentId,
     bytes: Vec<u8>,
@@ -125,6 +126,9 @@ async fn serve_hello(
     let hello: Hello = frame::decode(&bytes[4..]).expect("an agent speaks the protocol");
     match life.engine.welcome(&agent, &hello).await {
         Ok((intake, welcome)) => {
+            // The agent trims by it, as by an ack.
+            let through = welcome.committed_through;
+            world.truth.acked(world, &agent, hello.epoch, through);
             *welcomed.lock() = Some(Arc::new(intake));
             HelloReply::Welcome(welcome)
         }
@@ -149,7 +153,7 @@ impl Channel for Line {
             let intake = self.intake.clone();
             self.life.host.spawn(async move {
                 world.way().await;
-                let reply = serve_hello(life.clone(), agent, bytes, intake).await;
+                let reply = serve_hello(&world, life.clone(), agent, bytes, intake).await;
                 life.host.pass(Point::Other).await;
                 let bytes = frame::encode(&reply);
                 tokio::spawn(async move {

@@ -3,7 +3,7 @@
 //! | promise | check |
 //! |---|---|
 //! | EO-1 | no (agent, epoch, sequence) has two rows, over both tables |
-//! | EO-2 | each ack was covered by the head at the moment it was sent (`truth`) |
+//! | EO-2 | each ack and each Welcome was covered by the head at the moment it was sent (`truth`) |
 //! | EO-3 | every sequence up to a watermark has its row, and none beyond it |
 //! | EO-4 | each row was added by the commit that moved its watermark past it |
 //! | EO-5 | every file of every snapshot in the history is there |

@@ -106,7 +106,7 @@ impl Truth {
         });
     }
 
-    /// Checks an ack at the moment it is sent (EO-2).
+    /// Checks an ack or a Welcome at the moment it is sent (EO-2).
     pub(crate) fn acked(&self, world: &Arc<World>, agent: &AgentId, epoch: u64, through: u64) {
         let key = (agent.as_str().to_owned(), epoch);
         let committed = self.history(&RAW_EVENTS, |history| history.marks.get(&key).copied());
