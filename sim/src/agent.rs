@@ -71,6 +71,10 @@ pub(crate) struct Agent {
     backup: Option<Backup>,
     running: Option<Running>,
     pub(crate) accepted: Vec<Accepted>,
+    /// Events that may be stored and whose clients never heard of it: they may be anywhere or nowhere.
+    pub(crate) unheard: Vec<Accepted>,
+    /// A disk was wiped or set back, so that events may come again under other numbers.
+    pub(crate) disk_changed: bool,
 }
 
 struct Running {
@@ -129,6 +133,8 @@ impl Agent {
             backup: None,
             running: None,
             accepted: Vec::new(),
+            unheard: Vec::new(),
+            disk_changed: false,
         }
     }
 
@@ -281,6 +287,8 @@ impl Agent {
                     .trace
                     .line(format_args!("{} refuses events: {error}", self.id));
                 world.trace.count("events: refused");
+                // Of a store that failed it is not known.
+                self.unheard.extend(events);
                 Vec::new()
             }
         }
@@ -320,7 +328,7 @@ impl Agent {
     /// The events are on the disk, and the client never hears of it.
     async fn power_cut_before_the_answer(&mut self) {
         let unheard = self.append(3);
-        self.world.unheard(&unheard);
+        self.unheard.extend(unheard);
         self.world.trace.count("agent: power cut before the answer");
         self.power_cut().await;
     }
@@ -356,6 +364,7 @@ impl Agent {
             return;
         };
         self.kill().await;
+        self.disk_changed = true;
         self.world.trace.count("agent: disk restored");
         self.world
             .trace
@@ -370,6 +379,7 @@ impl Agent {
 
     async fn wipe(&mut self) {
         self.kill().await;
+        self.disk_changed = true;
         self.world.trace.count("agent: disk wiped");
         self.world
             .trace

@@ -2,15 +2,16 @@
 //!
 //! | promise | check |
 //! |---|---|
-//! | EO-1 | no (agent, epoch, sequence) has two rows, over both tables |
+//! | EO-1 | no (agent, epoch, sequence) has two rows, over both tables; no event has two in one epoch, and none at all has two unless its agent's disk was set back or wiped |
 //! | EO-2 | each ack and each Welcome was covered by the head at the moment it was sent (`truth`) |
 //! | EO-3 | every sequence up to a watermark has its row, and none beyond it |
 //! | EO-4 | each row was added by the commit that moved its watermark past it |
 //! | EO-5 | every file of every snapshot in the history is there |
-//! | D-1, D-2 | every event that a client was told of has a row, unless its disk was taken away |
+//! | D-1, D-2 | every event that a client was told of has a row, unless its disk was taken away; no row is of an event that nobody sent |
+//! | order | the events of an epoch are its agent's, in the order in which it took them |
 //! | one plan a row | a row lacks what the plan omits that it names, and nothing that the other stores |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::array::AsArray;
@@ -20,7 +21,7 @@ use headwater_tables::schema::{RAW_EVENTS, RAW_QUARANTINE};
 use headwater_tables::write::live_entries;
 use headwater_tables::{Table, TableName};
 
-use crate::agent::{Agent, Kind};
+use crate::agent::{Accepted, Agent, Kind};
 use crate::collector::OMITTING_VERSION;
 use crate::compactor;
 use crate::truth::{Key, Marks};
@@ -50,6 +51,15 @@ struct Row {
     is_without: bool,
 }
 
+impl Row {
+    /// Returns the number in the name of the event, if that is one of the agent's.
+    fn number(&self) -> Option<u64> {
+        let agent = self.key.0.strip_prefix("agent-")?;
+        let name = self.id.strip_prefix('e')?;
+        name.strip_prefix(agent)?.strip_prefix('-')?.parse().ok()
+    }
+}
+
 /// Judges a run that has come to rest; violations go to the trace.
 pub(crate) async fn judge(world: &Arc<World>, agents: &[Agent]) {
     let mut rows = Vec::new();
@@ -70,6 +80,7 @@ pub(crate) async fn judge(world: &Arc<World>, agents: &[Agent]) {
         .truth
         .history(&RAW_EVENTS, |history| history.marks.clone());
     positions(world, &rows, &marks);
+    order(world, &rows);
     plans(world, &rows);
     events(world, &rows, agents);
     world.trace.line(format_args!(
@@ -129,44 +140,83 @@ fn plans(world: &World, rows: &[Row]) {
     }
 }
 
-/// D-1 and D-2, by the names of events.
+/// Sequences are given in the order in which events are taken, and so are their names.
+fn order(world: &World, rows: &[Row]) {
+    let mut sorted: Vec<&Row> = rows.iter().collect();
+    sorted.sort_by_key(|row| (&row.key, row.sequence));
+    for row in &sorted {
+        if row.number().is_none() {
+            world.trace.violation(format!(
+                "order: {:?} {} is `{}`, which is no event of that agent",
+                row.key, row.sequence, row.id
+            ));
+        }
+    }
+    for pair in sorted.windows(2) {
+        let (one, next) = (pair[0], pair[1]);
+        // Two rows at one position are the matter of EO-1.
+        if one.key == next.key && one.sequence < next.sequence && one.number() >= next.number() {
+            world.trace.violation(format!(
+                "order: {:?} has {} at {} and {} at {}",
+                one.key, one.id, one.sequence, next.id, next.sequence
+            ));
+        }
+    }
+}
+
+/// D-1, D-2 and EO-1, by the names of events.
 fn events(world: &World, rows: &[Row], agents: &[Agent]) {
     let mut found: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
     for row in rows {
         found.entry(&row.id).or_default().push(row);
     }
     for agent in agents {
-        // Whoever goes on with an old disk may send events again under new numbers.
-        let is_steady = agent.accepted.iter().all(|event| !event.is_excused);
         for event in &agent.accepted {
-            let rows = found.get(event.id.as_str()).map_or(&[][..], Vec::as_slice);
+            let rows = found.remove(event.id.as_str()).unwrap_or_default();
             if rows.is_empty() && !event.is_excused {
                 world
                     .trace
                     .violation(format!("D-2: event {} of {} is lost", event.id, agent.id));
             }
-            let epochs = rows.iter().map(|row| row.key.1);
-            let is_renumbered = epochs.clone().min() != epochs.max();
-            if rows.len() > 1 && is_steady && !is_renumbered {
-                world
-                    .trace
-                    .violation(format!("EO-1: event {} is stored twice", event.id));
-            }
-            let is_wrong = |row: &&Row| match event.kind {
-                Kind::Good => !row.is_valid,
-                Kind::Bad => row.is_valid,
-                // Wherever it is, it is there once (EO-1).
-                Kind::Debatable => false,
-            };
-            if rows.iter().any(is_wrong) {
-                world
-                    .trace
-                    .violation(format!("event {} is in the wrong table", event.id));
-            }
-            if is_renumbered {
-                world.trace.count("event: sent again in a new epoch");
-            }
+            stored(world, agent, event, &rows);
         }
+        for event in &agent.unheard {
+            let rows = found.remove(event.id.as_str()).unwrap_or_default();
+            stored(world, agent, event, &rows);
+        }
+    }
+    for id in found.keys() {
+        world
+            .trace
+            .violation(format!("D-1: event {id} is stored and nobody sent it"));
+    }
+}
+
+/// What holds of an event wherever it is stored, if it is.
+fn stored(world: &World, agent: &Agent, event: &Accepted, rows: &[&Row]) {
+    let epochs: BTreeSet<u64> = rows.iter().map(|row| row.key.1).collect();
+    // Whoever goes on with another disk may send events again under new numbers, and nobody else may.
+    let most = if agent.disk_changed { epochs.len() } else { 1 };
+    if rows.len() > most {
+        let places: Vec<_> = rows.iter().map(|row| (row.key.1, row.sequence)).collect();
+        world.trace.violation(format!(
+            "EO-1: event {} of {} is stored twice: {places:?}",
+            event.id, agent.id
+        ));
+    }
+    let is_wrong = |row: &&Row| match event.kind {
+        Kind::Good => !row.is_valid,
+        Kind::Bad => row.is_valid,
+        // Wherever it is, it is there once (EO-1).
+        Kind::Debatable => false,
+    };
+    if rows.iter().any(is_wrong) {
+        world
+            .trace
+            .violation(format!("event {} is in the wrong table", event.id));
+    }
+    if epochs.len() > 1 {
+        world.trace.count("event: sent again in a new epoch");
     }
 }
 

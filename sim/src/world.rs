@@ -11,7 +11,6 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::Accepted;
 use crate::collector::Life;
 use crate::dice::Dice;
 use crate::heads::Rows;
@@ -55,7 +54,6 @@ pub(crate) struct World {
     lives: Mutex<BTreeMap<String, Arc<Life>>>,
     connections: Mutex<Vec<CancellationToken>>,
     events: Mutex<u64>,
-    unheard: Mutex<Vec<Accepted>>,
     moved: Mutex<Vec<String>>,
 }
 
@@ -94,7 +92,6 @@ impl World {
             lives: Mutex::default(),
             connections: Mutex::default(),
             events: Mutex::default(),
-            unheard: Mutex::default(),
             moved: Mutex::default(),
         })
     }
@@ -168,12 +165,6 @@ impl World {
         let mut events = self.events.lock();
         *events += 1;
         format!("e{agent}-{events}")
-    }
-
-    /// Notes events that were stored and whose clients never heard of it: they may be anywhere or
-    /// nowhere, but not twice.
-    pub(crate) fn unheard(&self, events: &[Accepted]) {
-        self.unheard.lock().extend_from_slice(events);
     }
 
     /// Notes files with rows that were committed before.
