@@ -22,12 +22,16 @@ class Books:
     may_be_stored: set = field(default_factory=set)
     must_be_quarantined: set = field(default_factory=set)
     may_be_quarantined: set = field(default_factory=set)
+    # Posted a single time: a sender that retries may store an event twice, when an agent dies before its answer.
+    posted_once: set = field(default_factory=set)
 
     def add(self, sender):
         self.must_be_stored |= sender.acknowledged
         self.may_be_stored |= sender.posted - sender.acknowledged
         self.must_be_quarantined |= sender.invalid_acknowledged
         self.may_be_quarantined |= sender.invalid_posted - sender.invalid_acknowledged
+        if not sender.retries:
+            self.posted_once |= sender.posted | sender.invalid_posted
 
 
 def rows_by_pyiceberg(cluster):
@@ -60,6 +64,8 @@ def faults(stored, books):
         *twice("raw.quarantine", quarantine),
         *in_both(events, quarantine),
         *gaps([*events, *quarantine]),
+        *more_epochs([*events, *quarantine]),
+        *again([*events, *quarantine], books.posted_once),
         *wrong_ids("raw.events", events, books.must_be_stored, books.may_be_stored),
         *wrong_ids("raw.quarantine", quarantine, books.must_be_quarantined, books.may_be_quarantined),
     ]
@@ -86,6 +92,20 @@ def gaps(rows):
         for (agent, epoch), found in missing.items()
         if found
     ]
+
+
+def more_epochs(rows):
+    """No disk is set back or wiped here, so an agent has no reason to begin another epoch."""
+    epochs = defaultdict(set)
+    for agent, epoch, _, _ in rows:
+        epochs[agent].add(epoch)
+    return [f"{agent} has {len(found)} epochs: {sorted(found)}" for agent, found in epochs.items() if len(found) > 1]
+
+
+def again(rows, posted_once):
+    counts = Counter(row[3] for row in rows if row[3] in posted_once)
+    found = [message_id for message_id, count in counts.items() if count > 1]
+    return [f"{len(found)} events have two positions and were posted once, one is {min(found)}"] if found else []
 
 
 def wrong_ids(table, rows, must, may):

@@ -70,6 +70,14 @@ def test_no_live_file_is_listed_twice(matrix):
     assert judge.files_listed_twice(matrix.cluster) == []
 
 
+def test_the_judge_sees_an_event_that_comes_again_in_a_new_epoch(matrix):
+    for stored in matrix.stored.values():
+        agent, epoch, _, message_id = next(row for row in stored["events"] if row[3] in matrix.books.posted_once)
+        again = {**stored, "events": [*stored["events"], (agent, epoch + 1, 1, message_id)]}
+        epochs, twice = judge.faults(again, matrix.books)
+        assert f"{agent} has 2 epochs" in epochs and message_id in twice
+
+
 # The judge is shown tables that are wrong. These come last, because the tables stay so.
 
 
