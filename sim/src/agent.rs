@@ -22,12 +22,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::link::Links;
+use crate::run;
 use crate::world::World;
 
 /// Where the unsynced mark stands in the file `marks` of a buffer.
 const UNSYNCED_MARK: std::ops::Range<usize> = 4096..4608;
 
-/// Longer than a batch can be on its way to the table.
+/// Longer than a batch can be on its way to the table, in a calm.
 const RESTORED_AFTER: Duration = Duration::from_secs(90);
 
 /// What a collector makes of an event.
@@ -374,6 +375,8 @@ impl Agent {
         for lost in &mut self.accepted[backup.accepted..] {
             lost.is_excused = true;
         }
+        // Longer than it takes to start.
+        run::storm(&self.world, self.world.dice.ms(2_000..=5_000));
         self.begin_on(backup.directory).await;
     }
 

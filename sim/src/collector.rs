@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use headwater_collector::commit::{CommitHook, CommitPoint, HookAction};
 use headwater_collector::config::{CommitConfig, Config, LimitsConfig};
@@ -123,20 +122,25 @@ fn config(world: &World) -> Config {
     }
 }
 
+/// Draws where a life ends, if it is to end at a point of a commit.
+pub(crate) fn draw_death(world: &World) -> Option<Plan> {
+    let (dice, knobs) = (&world.dice, &world.knobs);
+    knobs.strikes(dice, knobs.crashes).then(|| Plan {
+        point: Point::ALL[dice.index(Point::ALL.len())],
+        times: u32::try_from(dice.within(1..=2)).unwrap_or(1),
+    })
+}
+
 /// Lives and dies until `stop`.
 pub(crate) async fn run(world: Arc<World>, name: String, stop: CancellationToken) {
     let mut lives = 0;
     while !stop.is_cancelled() {
         lives += 1;
-        let (dice, knobs) = (&world.dice, &world.knobs);
-        let plan = knobs.strikes(dice, knobs.crashes).then(|| Plan {
-            point: Point::ALL[dice.index(Point::ALL.len())],
-            times: u32::try_from(dice.within(1..=2)).unwrap_or(1),
-        });
+        let plan = draw_death(&world);
         let host = Host::new(
             format!("{name}#{lives}"),
             world.trace.clone(),
-            dice.clone(),
+            world.dice.clone(),
             plan,
         );
         world
@@ -146,7 +150,7 @@ pub(crate) async fn run(world: Arc<World>, name: String, stop: CancellationToken
             config: config(&world),
             catalog: catalog(&world, &host),
             clock: world.clock.clone(),
-            chance: Arc::new(dice.clone()),
+            chance: Arc::new(world.dice.clone()),
             hook: Arc::new(Hook(host.clone())),
             plan: LivePlan::fixed(tracking_plan(&world)),
         };
@@ -170,11 +174,12 @@ pub(crate) async fn run(world: Arc<World>, name: String, stop: CancellationToken
 }
 
 /// Freezes collectors and breaks connections now and then, until the faults are over.
-pub(crate) async fn disturb(world: Arc<World>) {
+pub(crate) async fn disturb(world: Arc<World>, healed: CancellationToken) {
     loop {
-        tokio::time::sleep(world.dice.ms(200..=4_000)).await;
-        if world.knobs.is_healed() {
-            return;
+        tokio::select! {
+            biased;
+            () = healed.cancelled() => return,
+            () = tokio::time::sleep(world.dice.ms(200..=4_000)) => {}
         }
         let Some(life) = world.any_life() else {
             continue;
@@ -184,12 +189,11 @@ pub(crate) async fn disturb(world: Arc<World>) {
                 world.trace.count("collector: frozen");
                 world.trace.line(format_args!("{} freezes", life.host.name));
                 life.host.freeze();
-                let world = world.clone();
+                let (healed, most) = (healed.clone(), world.dice.ms(100..=15_000));
                 tokio::spawn(async move {
-                    let most = Duration::from_millis(world.dice.within(100..=15_000));
                     tokio::select! {
                         biased;
-                        () = world.healed.cancelled() => {}
+                        () = healed.cancelled() => {}
                         () = tokio::time::sleep(most) => {}
                     }
                     life.host.thaw();

@@ -10,13 +10,14 @@ use headwater_tables::write::{live_entries, write_batches};
 use headwater_tables::{Catalog, Change, CommitError, DataFile, Operation, TableName};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use tokio_util::sync::CancellationToken;
 
 use crate::collector::catalog;
 use crate::host::Host;
 use crate::world::World;
 
 /// Compacts now and then until the faults are over.
-pub(crate) async fn run(world: Arc<World>) {
+pub(crate) async fn run(world: Arc<World>, healed: CancellationToken) {
     let host = Host::new(
         "compactor".to_owned(),
         world.trace.clone(),
@@ -25,9 +26,10 @@ pub(crate) async fn run(world: Arc<World>) {
     );
     let catalog = catalog(&world, &host);
     loop {
-        tokio::time::sleep(world.dice.ms(500..=5_000)).await;
-        if world.knobs.is_healed() {
-            return;
+        tokio::select! {
+            biased;
+            () = healed.cancelled() => return,
+            () = tokio::time::sleep(world.dice.ms(500..=5_000)) => {}
         }
         let name = [&*RAW_EVENTS, &*RAW_QUARANTINE][world.dice.index(2)];
         match compact(&world, &catalog, name).await {

@@ -182,9 +182,9 @@ impl Host {
         }
     }
 
-    /// Lets no plan come true any more.
-    pub(crate) fn spare(&self) {
-        *self.plan.lock() = None;
+    /// Sets where it dies from now on, if anywhere.
+    pub(crate) fn plan(&self, plan: Option<Plan>) {
+        *self.plan.lock() = plan;
     }
 
     pub(crate) fn freeze(&self) {

@@ -9,7 +9,7 @@ use crate::dice::Dice;
 pub(crate) struct Knobs {
     pub(crate) agents: usize,
     pub(crate) collectors: usize,
-    /// Length of the part with faults, in milliseconds.
+    /// Length of the first part with faults, in milliseconds.
     pub(crate) faults_ms: u64,
     pub(crate) commit_interval_ms: u64,
     /// Messages that never arrive.
@@ -70,8 +70,14 @@ impl Knobs {
             disks_change: dice.says(400),
             snapshots_max: dice.within(2..=12),
             metadata_log_max: dice.within(1..=10),
-            is_healed: AtomicBool::new(false),
+            // Until the first storm.
+            is_healed: AtomicBool::new(true),
         }
+    }
+
+    /// Faults strike from now on.
+    pub(crate) fn storm(&self) {
+        self.is_healed.store(false, Ordering::Relaxed);
     }
 
     /// No fault strikes any more.

@@ -249,23 +249,36 @@ async fn simulate(seed: u64, shown: bool, credentials: Arc<Credentials>) -> Outc
     }
 }
 
-/// Plays the run: faults for a while, then none until everything has arrived.
+/// Lets faults strike for a while, unless they do: collectors die, freeze and lose their connections, and
+/// their commits race with a compaction.
+pub(crate) fn storm(world: &Arc<World>, lasts: Duration) {
+    let Some(healed) = world.storm() else {
+        return;
+    };
+    tokio::spawn(collector::disturb(world.clone(), healed.clone()));
+    tokio::spawn(compactor::run(world.clone(), healed));
+    let world = world.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(lasts).await;
+        world.trace.line(format_args!("the faults are over"));
+        world.heal();
+    });
+}
+
+/// Plays the run: faults for a while, and again where an agent comes back with an old disk; then none until
+/// everything has arrived.
 async fn act(world: &Arc<World>) -> Vec<Agent> {
     let stop = CancellationToken::new();
+    storm(world, Duration::from_millis(world.knobs.faults_ms));
     let collectors: Vec<_> = (0..world.knobs.collectors)
         .map(|index| {
             let running = collector::run(world.clone(), World::address(index), stop.clone());
             tokio::spawn(running)
         })
         .collect();
-    tokio::spawn(collector::disturb(world.clone()));
-    tokio::spawn(compactor::run(world.clone()));
     let agents: Vec<_> = (0..world.knobs.agents)
         .map(|index| tokio::spawn(Agent::new(world, index).run()))
         .collect();
-    tokio::time::sleep(Duration::from_millis(world.knobs.faults_ms)).await;
-    world.trace.line(format_args!("the faults are over"));
-    world.heal();
     let mut rested = Vec::new();
     for agent in agents {
         let mut agent = agent.await.expect("an agent does not panic");

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::collector::Life;
+use crate::collector::{self, Life};
 use crate::dice::Dice;
 use crate::heads::Rows;
 use crate::knobs::Knobs;
@@ -21,6 +21,9 @@ use crate::truth::Truth;
 
 /// Half a minute before midnight, UTC: most runs write into two partitions.
 const BEGIN: Micros = 1_767_225_570_000_000;
+
+/// Most storms of one run: even one soon after the other they leave most of a restored agent's wait calm.
+const STORMS_MAX: u32 = 3;
 
 /// The wall clock of a run: moves with the virtual time.
 struct RunClock(Instant);
@@ -49,8 +52,9 @@ pub(crate) struct World {
     pub(crate) directory: PathBuf,
     /// Read once; the simulated network does not look at them.
     pub(crate) credentials: Arc<Credentials>,
-    /// No fault strikes any more.
-    pub(crate) healed: CancellationToken,
+    /// Cancelled when no fault strikes any more; each storm has its own.
+    healed: Mutex<CancellationToken>,
+    storms: Mutex<u32>,
     lives: Mutex<BTreeMap<String, Arc<Life>>>,
     connections: Mutex<Vec<CancellationToken>>,
     events: Mutex<u64>,
@@ -88,7 +92,8 @@ impl World {
             truth: parts.truth,
             directory: parts.directory,
             credentials: parts.credentials,
-            healed: CancellationToken::new(),
+            healed: Mutex::default(),
+            storms: Mutex::default(),
             lives: Mutex::default(),
             connections: Mutex::default(),
             events: Mutex::default(),
@@ -101,12 +106,29 @@ impl World {
         format!("collector-{index}:7080")
     }
 
+    /// Lets faults strike, unless they do or have done so often enough. Returns what is cancelled when they
+    /// are over.
+    pub(crate) fn storm(&self) -> Option<CancellationToken> {
+        let mut storms = self.storms.lock();
+        if !self.knobs.is_healed() || *storms == STORMS_MAX {
+            return None;
+        }
+        *storms += 1;
+        let healed = CancellationToken::new();
+        *self.healed.lock() = healed.clone();
+        self.knobs.storm();
+        for life in self.lives.lock().values() {
+            life.host.plan(collector::draw_death(self));
+        }
+        Some(healed)
+    }
+
     /// Ends all faults: everybody lives, thaws and is reached.
     pub(crate) fn heal(&self) {
         self.knobs.heal();
-        self.healed.cancel();
+        self.healed.lock().cancel();
         for life in self.lives.lock().values() {
-            life.host.spare();
+            life.host.plan(None);
             life.host.thaw();
         }
     }
