@@ -21,6 +21,8 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::collector::Life;
+use crate::host::Point;
 use crate::link::Links;
 use crate::run;
 use crate::world::World;
@@ -211,6 +213,7 @@ impl Agent {
             network: Arc::new(Links {
                 world: world.clone(),
                 agent: self.id.clone(),
+                buffer: buffer.clone(),
             }),
             clock,
             chance: Arc::new(world.dice.clone()),
@@ -364,17 +367,24 @@ impl Agent {
         let Some(backup) = self.backup.take() else {
             return;
         };
+        // With one collector there is no other to come back to.
+        let known_to = match self.world.knobs.collectors {
+            1 => self.world.life(&World::address(0)),
+            _ => None,
+        };
+        if let Some(life) = &known_to {
+            life.host.awaits(&self.id);
+        }
         self.kill().await;
         self.disk_changed = true;
         self.world.trace.count("agent: disk restored");
         self.world
             .trace
             .line(format_args!("{} goes on with its backup", self.id));
-        // As docs/exactly-once.md asks for: what the disk's former life has sent is settled by then.
-        tokio::time::sleep(RESTORED_AFTER).await;
         for lost in &mut self.accepted[backup.accepted..] {
             lost.is_excused = true;
         }
+        settle(&self.world, known_to).await;
         // Longer than it takes to start.
         run::storm(&self.world, self.world.dice.ms(2_000..=5_000));
         self.begin_on(backup.directory).await;
@@ -412,6 +422,20 @@ impl Agent {
         copy(&self.config.buffer.directory, &to).expect("the directory can be copied");
         to
     }
+}
+
+/// Waits as long as docs/exactly-once.md asks for before an old disk is used: until what its former life has
+/// sent is settled, or staged in the one life of a collector that the agent comes back to.
+async fn settle(world: &World, known_to: Option<Arc<Life>>) {
+    let Some(life) = known_to else {
+        return tokio::time::sleep(RESTORED_AFTER).await;
+    };
+    // Longer than the way of a message.
+    tokio::time::sleep(world.dice.ms(2_000..=6_000)).await;
+    tokio::time::sleep_until(life.alone_from).await;
+    // What came while it was frozen is staged or dropped as soon as it thaws; a life that has ended never does.
+    let thawed = life.host.pass(Point::Other);
+    drop(tokio::time::timeout(RESTORED_AFTER, thawed).await);
 }
 
 fn copy(from: &Path, to: &Path) -> std::io::Result<()> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use headwater_collector::commit::{CommitHook, CommitPoint, HookAction};
 use headwater_collector::config::{CommitConfig, Config, LimitsConfig};
@@ -13,9 +14,10 @@ use headwater_service::tls::TlsFiles;
 use headwater_tables::Catalog;
 use headwater_tables::catalog::Parts;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::heads::FaultyHeads;
+use crate::heads::{FaultyHeads, LATE_MAX_MS};
 use crate::host::{Host, Plan, Point};
 use crate::store::{Store, WAREHOUSE};
 use crate::world::World;
@@ -24,6 +26,8 @@ use crate::world::World;
 pub(crate) struct Life {
     pub(crate) host: Arc<Host>,
     pub(crate) engine: Engine,
+    /// From here on no swap of a life before this one is done any more.
+    pub(crate) alone_from: Instant,
     /// The open connection of each agent.
     pub(crate) sessions: Mutex<BTreeMap<AgentId, CancellationToken>>,
 }
@@ -155,9 +159,11 @@ pub(crate) async fn run(world: Arc<World>, name: String, stop: CancellationToken
             plan: LivePlan::fixed(tracking_plan(&world)),
         };
         let (engine, committer) = parts.assemble(&CancellationToken::new());
+        let late_ms = if lives > 1 { LATE_MAX_MS } else { 0 };
         let life = Arc::new(Life {
             host: host.clone(),
             engine,
+            alone_from: Instant::now() + Duration::from_millis(late_ms),
             sessions: Mutex::default(),
         });
         host.spawn(async move { drop(committer.run().await) });

@@ -14,6 +14,9 @@ use parking_lot::Mutex;
 use crate::host::{Host, Point};
 use crate::world::World;
 
+/// Longest time after which a swap that was given up is done all the same, in milliseconds.
+pub(crate) const LATE_MAX_MS: u64 = 6_000;
+
 /// The heads of all tables.
 #[derive(Debug, Default)]
 pub(crate) struct Rows(Mutex<BTreeMap<TableName, String>>);
@@ -159,7 +162,7 @@ impl Heads for FaultyHeads {
             Some(Fault::Late) => {
                 let (world, name) = (world.clone(), name.clone());
                 let (from, to) = (from.to_owned(), to.to_owned());
-                let late = world.dice.ms(1..=6_000);
+                let late = world.dice.ms(1..=LATE_MAX_MS);
                 tokio::spawn(async move {
                     tokio::time::sleep(late).await;
                     swap(&world, &name, &from, &to).await;

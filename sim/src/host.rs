@@ -3,12 +3,14 @@
 //! Everything that the process does outside its own memory passes here. A dead process does nothing
 //! more: its tasks are gone, and what asks on its behalf waits for ever.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use headwater_protocol::AgentId;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -83,6 +85,8 @@ pub(crate) struct Host {
     dead: CancellationToken,
     frozen: watch::Sender<bool>,
     plan: Mutex<Option<Plan>>,
+    /// Agents that come back to this life; it does not die before they have.
+    awaited: Mutex<BTreeSet<AgentId>>,
     tasks: Mutex<Vec<AbortHandle>>,
     /// Connections that break some time after its death.
     connections: Mutex<Vec<CancellationToken>>,
@@ -97,6 +101,7 @@ impl Host {
             dead: CancellationToken::new(),
             frozen: watch::Sender::new(false),
             plan: Mutex::new(plan),
+            awaited: Mutex::default(),
             tasks: Mutex::default(),
             connections: Mutex::default(),
         })
@@ -142,6 +147,9 @@ impl Host {
 
     /// Says whether the process dies at this point, now; then it is dead.
     pub(crate) fn dies_at(&self, point: Point) -> bool {
+        if self.is_awaited() {
+            return false;
+        }
         let mut plan = self.plan.lock();
         let Some(next) = plan.as_mut().filter(|plan| plan.point == point) else {
             return false;
@@ -158,7 +166,7 @@ impl Host {
 
     /// Ends the process without a word.
     pub(crate) fn die(&self, point: Point) {
-        if self.dead.is_cancelled() {
+        if self.dead.is_cancelled() || self.is_awaited() {
             return;
         }
         self.trace
@@ -185,6 +193,20 @@ impl Host {
     /// Sets where it dies from now on, if anywhere.
     pub(crate) fn plan(&self, plan: Option<Plan>) {
         *self.plan.lock() = plan;
+    }
+
+    /// Lets it live until the agent is back.
+    pub(crate) fn awaits(&self, agent: &AgentId) {
+        self.awaited.lock().insert(agent.clone());
+    }
+
+    /// Notes that the agent is back, if it was away.
+    pub(crate) fn met(&self, agent: &AgentId) {
+        self.awaited.lock().remove(agent);
+    }
+
+    fn is_awaited(&self) -> bool {
+        !self.awaited.lock().is_empty()
     }
 
     pub(crate) fn freeze(&self) {

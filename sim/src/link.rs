@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use headwater_agent::buffer::Buffer;
 use headwater_agent::config::CollectorConfig;
 use headwater_agent::shipper::channel::{Awaited, Channel, Network};
 use headwater_agent::shipper::{Credentials, SessionError};
 use headwater_collector::intake::{BodyCut, Intake, Source};
-use headwater_protocol::{AgentId, BatchHeader, BatchReply, Hello, HelloReply, frame};
+use headwater_protocol::{AgentId, BatchHeader, BatchReply, Hello, HelloReply, Welcome, frame};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +32,7 @@ static CHANNELS: AtomicUsize = AtomicUsize::new(0);
 pub(crate) struct Links {
     pub(crate) world: Arc<World>,
     pub(crate) agent: AgentId,
+    pub(crate) buffer: Buffer,
 }
 
 fn broken() -> SessionError {
@@ -61,6 +63,7 @@ impl Network for Links {
                 id: CHANNELS.fetch_add(1, Ordering::Relaxed),
                 world: world.clone(),
                 agent: self.agent.clone(),
+                buffer: self.buffer.clone(),
                 life,
                 closed,
                 intake: Arc::default(),
@@ -76,6 +79,7 @@ struct Line {
     id: usize,
     world: Arc<World>,
     agent: AgentId,
+    buffer: Buffer,
     life: Arc<Life>,
     closed: CancellationToken,
     intake: Arc<Mutex<Option<Arc<Intake>>>>,
@@ -99,6 +103,23 @@ impl Line {
             biased;
             () = self.closed.cancelled() => Err(broken()),
             outcome = outcome => outcome.ok_or_else(broken),
+        }
+    }
+
+    /// Counts what the agent is told of numbers in use.
+    fn note_used(&self, welcome: &Welcome) {
+        let Some(used) = welcome.used_through else {
+            return;
+        };
+        self.world
+            .trace
+            .count("agent: welcomed with numbers in use");
+        let head = self.buffer.head();
+        let known = head.stretch.sequence(head.sent.max(head.acked));
+        if used > known && welcome.committed_through <= known {
+            self.world
+                .trace
+                .count("agent: numbers in use by a former life alone");
         }
     }
 
@@ -165,7 +186,9 @@ impl Channel for Line {
             let reply = frame::decode(&bytes[4..]).expect("a collector speaks the protocol");
             if let HelloReply::Welcome(welcome) = &reply {
                 self.register();
+                self.life.host.met(&self.agent);
                 self.world.trace.count("session: welcomed");
+                self.note_used(welcome);
                 self.world.trace.line(format_args!(
                     "{} is welcomed by {}: epoch {} is committed through {}",
                     self.agent, self.life.host.name, hello.epoch, welcome.committed_through
