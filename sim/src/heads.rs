@@ -11,7 +11,7 @@ use headwater_tables::catalog::{Heads, Swap};
 use headwater_tables::{CatalogError, TableName};
 use parking_lot::Mutex;
 
-use crate::host::{Host, Point};
+use crate::host::{Host, Point, Target};
 use crate::world::World;
 
 /// Longest time after which a swap that was given up is done all the same, in milliseconds.
@@ -145,7 +145,8 @@ impl Heads for FaultyHeads {
     }
 
     async fn swap(&self, name: &TableName, from: &str, to: &str) -> Result<Swap, CatalogError> {
-        self.host.pass(Point::BeforeSwap).await;
+        let target = Target::of(name);
+        self.host.pass(Point::BeforeSwap(target)).await;
         let world = &self.world;
         let mut fault = None;
         if world.knobs.strikes(&world.dice, world.knobs.swap_faults) {
@@ -179,14 +180,15 @@ impl Heads for FaultyHeads {
                 swapped
             }
             Some(Fault::AnswerLost) => {
-                self.swap_now(name, from, to).await;
-                self.host.pass(Point::AfterSwap).await;
+                if self.swap_now(name, from, to).await == Swap::Won {
+                    self.host.pass(Point::AfterSwap(target)).await;
+                }
                 return Err(doubtful());
             }
             None => self.swap_now(name, from, to).await,
         };
         if swapped == Swap::Won {
-            self.host.pass(Point::AfterSwap).await;
+            self.host.pass(Point::AfterSwap(target)).await;
         }
         Ok(swapped)
     }

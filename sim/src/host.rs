@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use headwater_protocol::AgentId;
+use headwater_tables::TableName;
+use headwater_tables::schema::RAW_QUARANTINE;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -19,16 +21,32 @@ use tokio_util::sync::CancellationToken;
 use crate::dice::Dice;
 use crate::trace::Trace;
 
-/// Points of a commit at which a collector can die, in the order in which it passes them.
+/// A table that collectors commit to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Target {
+    Events,
+    Quarantine,
+}
+
+impl Target {
+    pub(crate) fn of(name: &TableName) -> Self {
+        match *name == *RAW_QUARANTINE {
+            true => Self::Quarantine,
+            false => Self::Events,
+        }
+    }
+}
+
+/// Points of a commit at which a collector can die.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Point {
     Planned,
-    DataFileClosed,
-    ManifestWritten,
-    ManifestListWritten,
-    MetadataWritten,
-    BeforeSwap,
-    AfterSwap,
+    DataFileClosed(Target),
+    ManifestWritten(Target),
+    ManifestListWritten(Target),
+    MetadataWritten(Target),
+    BeforeSwap(Target),
+    AfterSwap(Target),
     BetweenCommits,
     BeforeAcks,
     BeforeAnswer,
@@ -37,30 +55,43 @@ pub(crate) enum Point {
 }
 
 impl Point {
-    /// Every point to die at.
-    pub(crate) const ALL: [Self; 10] = [
+    /// Every point to die at, in the order in which a collector passes them.
+    pub(crate) const ALL: [Self; 16] = [
         Self::Planned,
-        Self::DataFileClosed,
-        Self::ManifestWritten,
-        Self::ManifestListWritten,
-        Self::MetadataWritten,
-        Self::BeforeSwap,
-        Self::AfterSwap,
+        Self::DataFileClosed(Target::Quarantine),
+        Self::ManifestWritten(Target::Quarantine),
+        Self::ManifestListWritten(Target::Quarantine),
+        Self::MetadataWritten(Target::Quarantine),
+        Self::BeforeSwap(Target::Quarantine),
+        Self::AfterSwap(Target::Quarantine),
         Self::BetweenCommits,
+        Self::DataFileClosed(Target::Events),
+        Self::ManifestWritten(Target::Events),
+        Self::ManifestListWritten(Target::Events),
+        Self::MetadataWritten(Target::Events),
+        Self::BeforeSwap(Target::Events),
+        Self::AfterSwap(Target::Events),
         Self::BeforeAcks,
         Self::BeforeAnswer,
     ];
 
     /// Returns the name under which a death here is counted.
     pub(crate) fn death(self) -> &'static str {
+        use Target::{Events, Quarantine};
         match self {
             Self::Planned => "crash: planned",
-            Self::DataFileClosed => "crash: data file closed",
-            Self::ManifestWritten => "crash: manifest written",
-            Self::ManifestListWritten => "crash: manifest list written",
-            Self::MetadataWritten => "crash: metadata written",
-            Self::BeforeSwap => "crash: before the catalog swap",
-            Self::AfterSwap => "crash: after the catalog swap",
+            Self::DataFileClosed(Events) => "crash: events, data file closed",
+            Self::DataFileClosed(Quarantine) => "crash: quarantine, data file closed",
+            Self::ManifestWritten(Events) => "crash: events, manifest written",
+            Self::ManifestWritten(Quarantine) => "crash: quarantine, manifest written",
+            Self::ManifestListWritten(Events) => "crash: events, manifest list written",
+            Self::ManifestListWritten(Quarantine) => "crash: quarantine, manifest list written",
+            Self::MetadataWritten(Events) => "crash: events, metadata written",
+            Self::MetadataWritten(Quarantine) => "crash: quarantine, metadata written",
+            Self::BeforeSwap(Events) => "crash: events, before the catalog swap",
+            Self::BeforeSwap(Quarantine) => "crash: quarantine, before the catalog swap",
+            Self::AfterSwap(Events) => "crash: events, after the catalog swap",
+            Self::AfterSwap(Quarantine) => "crash: quarantine, after the catalog swap",
             Self::BetweenCommits => "crash: between quarantine and events",
             Self::BeforeAcks => "crash: before the acks",
             Self::BeforeAnswer => "crash: before the answer leaves",

@@ -29,7 +29,7 @@ use crate::{collector, compactor, entropy, oracle};
 const DRAIN: Duration = Duration::from_secs(900);
 
 /// What a batch of runs must have met at least once, each.
-pub const REQUIRED: [&str; 42] = [
+pub const REQUIRED: [&str; 48] = [
     "agent: disk backed up",
     "agent: disk restored",
     "agent: disk wiped",
@@ -54,17 +54,23 @@ pub const REQUIRED: [&str; 42] = [
     "commit: events",
     "commit: quarantine",
     "compaction: done",
-    "crash: after the catalog swap",
     "crash: any time",
     "crash: before the acks",
     "crash: before the answer leaves",
-    "crash: before the catalog swap",
     "crash: between quarantine and events",
-    "crash: data file closed",
-    "crash: manifest list written",
-    "crash: manifest written",
-    "crash: metadata written",
+    "crash: events, after the catalog swap",
+    "crash: events, before the catalog swap",
+    "crash: events, data file closed",
+    "crash: events, manifest list written",
+    "crash: events, manifest written",
+    "crash: events, metadata written",
     "crash: planned",
+    "crash: quarantine, after the catalog swap",
+    "crash: quarantine, before the catalog swap",
+    "crash: quarantine, data file closed",
+    "crash: quarantine, manifest list written",
+    "crash: quarantine, manifest written",
+    "crash: quarantine, metadata written",
     "event: debatable",
     "event: invalid",
     "event: sent again in a new epoch",

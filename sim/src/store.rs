@@ -17,7 +17,7 @@ use iceberg::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::host::{Host, Point};
+use crate::host::{Host, Point, Target};
 use crate::world::World;
 
 /// Location below which all tables lie.
@@ -103,15 +103,19 @@ impl Store {
 
 /// Returns the point that is passed when a file of this name is written.
 fn point_of(path: &str) -> Point {
+    let target = match path.contains("/raw/quarantine/") {
+        true => Target::Quarantine,
+        false => Target::Events,
+    };
     let name = path.rsplit('/').next().unwrap_or(path);
     if name.ends_with(".parquet") {
-        Point::DataFileClosed
+        Point::DataFileClosed(target)
     } else if name.starts_with("snap-") {
-        Point::ManifestListWritten
+        Point::ManifestListWritten(target)
     } else if name.ends_with(".avro") {
-        Point::ManifestWritten
+        Point::ManifestWritten(target)
     } else {
-        Point::MetadataWritten
+        Point::MetadataWritten(target)
     }
 }
 
