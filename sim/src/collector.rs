@@ -45,12 +45,18 @@ struct Hook(Arc<Host>);
 
 impl CommitHook for Hook {
     fn at(&self, point: CommitPoint) -> HookAction {
+        let Self(host) = self;
         let point = match point {
-            CommitPoint::Planned => Point::Planned,
+            CommitPoint::Planned => {
+                host.quarantined(false);
+                Point::Planned
+            }
+            // Most attempts have nothing for the quarantine.
+            CommitPoint::BetweenCommits if !host.has_quarantined() => return HookAction::Continue,
             CommitPoint::BetweenCommits => Point::BetweenCommits,
             CommitPoint::BeforeAcks => Point::BeforeAcks,
         };
-        match self.0.dies_at(point) {
+        match host.dies_at(point) {
             true => HookAction::Kill,
             false => HookAction::Continue,
         }

@@ -110,7 +110,11 @@ fn doubtful() -> CatalogError {
 
 impl FaultyHeads {
     async fn swap_now(&self, name: &TableName, from: &str, to: &str) -> Swap {
-        swap(&self.world, name, from, to).await
+        let swapped = swap(&self.world, name, from, to).await;
+        if swapped == Swap::Won && Target::of(name) == Target::Quarantine {
+            self.host.quarantined(true);
+        }
+        swapped
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -116,6 +117,8 @@ pub(crate) struct Host {
     dead: CancellationToken,
     frozen: watch::Sender<bool>,
     plan: Mutex<Option<Plan>>,
+    /// The quarantine was committed since the last plan was made.
+    has_quarantined: AtomicBool,
     /// Agents that come back to this life; it does not die before they have.
     awaited: Mutex<BTreeSet<AgentId>>,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -132,6 +135,7 @@ impl Host {
             dead: CancellationToken::new(),
             frozen: watch::Sender::new(false),
             plan: Mutex::new(plan),
+            has_quarantined: AtomicBool::new(false),
             awaited: Mutex::default(),
             tasks: Mutex::default(),
             connections: Mutex::default(),
@@ -224,6 +228,15 @@ impl Host {
     /// Sets where it dies from now on, if anywhere.
     pub(crate) fn plan(&self, plan: Option<Plan>) {
         *self.plan.lock() = plan;
+    }
+
+    /// Notes whether this life has committed to the quarantine in its present attempt.
+    pub(crate) fn quarantined(&self, is_done: bool) {
+        self.has_quarantined.store(is_done, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_quarantined(&self) -> bool {
+        self.has_quarantined.load(Ordering::Relaxed)
     }
 
     /// Lets it live until the agent is back.
