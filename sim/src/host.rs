@@ -50,7 +50,7 @@ pub(crate) enum Point {
     AfterSwap(Target),
     BetweenCommits,
     BeforeAcks,
-    BeforeAnswer,
+    BeforeAck,
     /// No point of its own: reading.
     Other,
 }
@@ -73,7 +73,7 @@ impl Point {
         Self::BeforeSwap(Target::Events),
         Self::AfterSwap(Target::Events),
         Self::BeforeAcks,
-        Self::BeforeAnswer,
+        Self::BeforeAck,
     ];
 
     /// Returns the name under which a death here is counted.
@@ -95,7 +95,7 @@ impl Point {
             Self::AfterSwap(Quarantine) => "crash: quarantine, after the catalog swap",
             Self::BetweenCommits => "crash: between quarantine and events",
             Self::BeforeAcks => "crash: before the acks",
-            Self::BeforeAnswer => "crash: before the answer leaves",
+            Self::BeforeAck => "crash: before an ack leaves",
             Self::Other => "crash: any time",
         }
     }

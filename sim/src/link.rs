@@ -297,7 +297,11 @@ impl Batch {
             reply = self.intake.reply(&mut message) => reply,
             () = self.closed.cancelled() => return,
         };
-        host.pass(Point::BeforeAnswer).await;
+        let point = match &reply {
+            BatchReply::Ack { .. } => Point::BeforeAck,
+            BatchReply::Retry { .. } | BatchReply::Refused { .. } => Point::Other,
+        };
+        host.pass(point).await;
         let header: BatchHeader = frame::decode(&self.header[4..]).expect("decoded before");
         match &reply {
             BatchReply::Ack {
