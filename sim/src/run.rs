@@ -29,7 +29,7 @@ use crate::{collector, compactor, entropy, oracle};
 const DRAIN: Duration = Duration::from_secs(900);
 
 /// What a batch of runs must have met at least once, each.
-pub const REQUIRED: [&str; 48] = [
+pub const REQUIRED: [&str; 51] = [
     "agent: disk backed up",
     "agent: disk restored",
     "agent: disk wiped",
@@ -50,8 +50,10 @@ pub const REQUIRED: [&str; 48] = [
     "collector: frozen",
     "collector: with the mild plan",
     "collector: with the strict plan",
+    "commit: compaction",
     "commit: conflict",
     "commit: events",
+    "commit: fence",
     "commit: quarantine",
     "compaction: done",
     "crash: any time",
@@ -78,6 +80,7 @@ pub const REQUIRED: [&str; 48] = [
     "link: a batch is lost",
     "row: without what its plan omits",
     "session: replaced by a new one",
+    "snapshots: expired",
 ];
 
 /// What came of one seed.

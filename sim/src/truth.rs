@@ -1,13 +1,14 @@
 //! What is true of the table, whatever anybody was told: each commit as it happened, and the promises
 //! that can be checked at that moment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use headwater_protocol::AgentId;
 use headwater_tables::schema::{RAW_EVENTS, RAW_QUARANTINE};
 use headwater_tables::watermark::Watermarks;
 use headwater_tables::{Catalog, Table, TableName};
+use iceberg::spec::Operation;
 use parking_lot::Mutex;
 
 use crate::world::World;
@@ -30,6 +31,8 @@ pub(crate) struct History {
     pub(crate) marks: Marks,
     pub(crate) commits: Vec<Commit>,
     snapshot_id: Option<i64>,
+    /// All snapshots of its metadata.
+    snapshots: BTreeSet<i64>,
 }
 
 /// The histories of both tables.
@@ -70,10 +73,6 @@ impl Truth {
         } else {
             "quarantine"
         };
-        world.trace.count(match *name == *RAW_QUARANTINE {
-            true => "commit: quarantine",
-            false => "commit: events",
-        });
         let mut tables = self.tables.lock();
         let history = tables.entry(name.clone()).or_default();
         let before = std::mem::replace(&mut history.marks, after.clone());
@@ -91,10 +90,17 @@ impl Truth {
             ));
         }
         history.snapshot_id = snapshot_id;
+        let snapshots = table.metadata().snapshots();
+        let snapshots: BTreeSet<i64> = snapshots.map(|it| it.snapshot_id()).collect();
+        if !history.snapshots.is_subset(&snapshots) {
+            world.trace.count("snapshots: expired");
+        }
+        history.snapshots = snapshots;
         let moved: Vec<_> = after
             .iter()
             .filter(|(key, to)| before.get(*key) != Some(to))
             .collect();
+        world.trace.count(kind(&table, name, !moved.is_empty()));
         world.trace.line(format_args!(
             "committed to {short}: {} {moved:?}",
             summary(&table)
@@ -118,20 +124,37 @@ impl Truth {
     }
 }
 
-fn summary(table: &Table) -> String {
+/// Returns what a commit is counted as.
+fn kind(table: &Table, name: &TableName, moves_marks: bool) -> &'static str {
     let snapshot = table.metadata().current_snapshot();
-    let entry = |key: &str| {
-        let entries = snapshot.map(|it| &it.summary().additional_properties);
-        entries
-            .and_then(|it| it.get(key))
-            .cloned()
-            .unwrap_or_default()
-    };
+    // The quarantine's watermark may be ahead of what another plan puts there.
+    let is_empty = !moves_marks && entry(table, "added-records").parse().unwrap_or(0_u64) == 0;
+    if snapshot.is_some_and(|it| it.summary().operation == Operation::Replace) {
+        "commit: compaction"
+    } else if is_empty {
+        "commit: fence"
+    } else if *name == *RAW_QUARANTINE {
+        "commit: quarantine"
+    } else {
+        "commit: events"
+    }
+}
+
+/// Returns an entry of the summary of the newest snapshot.
+fn entry<'a>(table: &'a Table, key: &str) -> &'a str {
+    let snapshot = table.metadata().current_snapshot();
+    let entries = snapshot.map(|it| &it.summary().additional_properties);
+    entries
+        .and_then(|it| it.get(key))
+        .map_or("", String::as_str)
+}
+
+fn summary(table: &Table) -> String {
     format!(
         "{} +{} rows, {} rows in {} files",
         table.metadata().last_sequence_number(),
-        entry("added-records"),
-        entry("total-records"),
-        entry("total-data-files")
+        entry(table, "added-records"),
+        entry(table, "total-records"),
+        entry(table, "total-data-files")
     )
 }
