@@ -64,6 +64,7 @@ impl Network for Links {
                 world: world.clone(),
                 agent: self.agent.clone(),
                 buffer: self.buffer.clone(),
+                collector: collector.to_owned(),
                 life,
                 closed,
                 intake: Arc::default(),
@@ -80,6 +81,8 @@ struct Line {
     world: Arc<World>,
     agent: AgentId,
     buffer: Buffer,
+    /// Its address.
+    collector: String,
     life: Arc<Life>,
     closed: CancellationToken,
     intake: Arc<Mutex<Option<Arc<Intake>>>>,
@@ -188,6 +191,9 @@ impl Channel for Line {
                 self.register();
                 self.life.host.met(&self.agent);
                 self.world.trace.count("session: welcomed");
+                if self.world.welcomed(&self.agent, &self.collector) {
+                    self.world.trace.count("agent: moved");
+                }
                 self.note_used(welcome);
                 self.world.trace.line(format_args!(
                     "{} is welcomed by {}: epoch {} is committed through {}",

@@ -29,10 +29,11 @@ use crate::{collector, compactor, entropy, oracle};
 const DRAIN: Duration = Duration::from_secs(900);
 
 /// What a batch of runs must have met at least once, each.
-pub const REQUIRED: [&str; 51] = [
+pub const REQUIRED: [&str; 58] = [
     "agent: disk backed up",
     "agent: disk restored",
     "agent: disk wiped",
+    "agent: moved",
     "agent: power cut",
     "agent: power cut before the answer",
     "agent: stopped",
@@ -78,9 +79,15 @@ pub const REQUIRED: [&str; 51] = [
     "event: sent again in a new epoch",
     "link: a batch is doubled",
     "link: a batch is lost",
+    "link: a connection breaks",
+    "link: an answer is lost",
+    "link: no connection",
     "row: without what its plan omits",
     "session: replaced by a new one",
     "snapshots: expired",
+    "store: a file is deleted",
+    "store: a write fails",
+    "store: a write fails and is done",
 ];
 
 /// What came of one seed.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use headwater_agent::shipper::Credentials;
+use headwater_protocol::AgentId;
 use headwater_service::clock::{Clock, Micros, SharedClock};
 use headwater_tables::DataFile;
 use parking_lot::Mutex;
@@ -59,6 +60,8 @@ pub(crate) struct World {
     connections: Mutex<Vec<CancellationToken>>,
     events: Mutex<u64>,
     moved: Mutex<Vec<String>>,
+    /// Where each agent was welcomed last.
+    welcomed: Mutex<BTreeMap<AgentId, String>>,
 }
 
 impl std::fmt::Debug for World {
@@ -98,6 +101,7 @@ impl World {
             connections: Mutex::default(),
             events: Mutex::default(),
             moved: Mutex::default(),
+            welcomed: Mutex::default(),
         })
     }
 
@@ -180,6 +184,13 @@ impl World {
         drop(connections);
         broken.cancel();
         true
+    }
+
+    /// Notes where an agent is welcomed; says whether it was another collector before.
+    pub(crate) fn welcomed(&self, agent: &AgentId, collector: &str) -> bool {
+        let mut welcomed = self.welcomed.lock();
+        let before = welcomed.insert(agent.clone(), collector.to_owned());
+        before.is_some_and(|before| before != collector)
     }
 
     /// Returns a name for the next event of an agent.
