@@ -240,8 +240,9 @@ pub struct LimitsConfig {
     /// come only after a commit, so this times the batch size bounds what one agent moves per commit.
     pub batches_in_flight_max: u32,
     /// Uncompressed bytes of batches that are staged and not committed, of all agents; an event counts as
-    /// 512 at least, as far as its batch stays within `batch_bytes_max`. Default 512 MiB. When it is reached, no further body is read, which slows the agents down; nothing is
-    /// lost. The process takes up to four times as much memory.
+    /// 512 at least, as far as its batch stays within `batch_bytes_max`. Default 512 MiB. When it is
+    /// reached, no further body is read, which slows the agents down; nothing is lost. The process takes up
+    /// to four times as much memory.
     pub staged_bytes_max: u32,
     /// The same of one agent. Default 256 MiB: half of all. An agent that sends more waits alone; the
     /// others have room at once. Must hold two of the largest batches; above `staged_bytes_max` it bounds
