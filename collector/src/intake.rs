@@ -27,6 +27,10 @@ use crate::staging::{self, BatchOrigin, Rows, StageError};
 /// Epochs of one agent that a session may speak of. An agent has one; two while it moves on.
 const EPOCHS_MAX: usize = 8;
 
+/// How often an epoch is looked up when other answers of the table contradict the one that was waited for.
+/// They come about once in a commit.
+const LOOKS_MAX: usize = 5;
+
 /// Room that an event takes at least, in bytes: about what the columns of a row need whose record says
 /// next to nothing. Ten thousand slots without a record make as many rows and may be one byte on the wire.
 const EVENT_BYTES_MIN: u64 = 512;
@@ -258,10 +262,15 @@ impl Intake {
     async fn look(&self, epoch: Epoch) -> Result<(Entry, Committed), String> {
         let key = Key::new(&self.agent, epoch)?;
         let ledger = &self.shared.ledger;
-        let asked = ledger.moment();
-        let read = commit::committed(&self.shared.catalog, &key).await;
-        let committed = read.map_err(|error| not_read(&error))?;
-        Ok((ledger.open(&key, committed, asked), committed))
+        for _ in 0..LOOKS_MAX {
+            let asked = ledger.moment();
+            let read = commit::committed(&self.shared.catalog, &key).await;
+            let committed = read.map_err(|error| not_read(&error))?;
+            if let Some(entry) = ledger.open(&key, committed, asked) {
+                return Ok((entry, committed));
+            }
+        }
+        Err("the table changes while it is read; come again".to_owned())
     }
 
     /// Reads how far an epoch has come in `raw.quarantine`, which is ahead of `raw.events` after a crash

@@ -94,14 +94,17 @@ impl Ledger {
         Moment(self.moments.fetch_add(1, Ordering::SeqCst) + 1)
     }
 
-    /// Returns the entry of `key`, moved to what the table says, which was `asked` then.
-    pub(crate) fn open(&self, key: &Key, table: Committed, asked: Moment) -> Entry {
+    /// Returns the entry of `key`, moved to what the table says, which was `asked` then. `None` when another
+    /// answer came meanwhile and says something else: which of them is true is seen by asking again.
+    pub(crate) fn open(&self, key: &Key, table: Committed, asked: Moment) -> Option<Entry> {
         let opened = self.moment();
         let state = Arc::clone(self.entries.lock().entry(key.clone()).or_default());
-        if learn(&state, table, asked, opened) {
-            report(1, key, table.through);
+        match learn(&state, table, asked, opened, Raise::Newest) {
+            Learnt::Taken => {}
+            Learnt::SetBack => report(1, key, table.through),
+            Learnt::Overtaken => return None,
         }
-        Entry { state, opened }
+        Some(Entry { state, opened })
     }
 
     /// Moves every known epoch to `watermark(key)` of a head that was read, for which somebody `asked`
@@ -120,7 +123,7 @@ impl Ledger {
                 through,
                 snapshot_id,
             };
-            if learn(state, table, asked, now) {
+            if learn(state, table, asked, now, Raise::Any) == Learnt::SetBack {
                 let (epochs, ..) = set_back.get_or_insert_with(|| (0, key.clone(), through));
                 *epochs += 1;
             }
@@ -175,28 +178,55 @@ impl Ledger {
     }
 }
 
+/// Which answers raise a watermark that was learnt while they were on their way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Raise {
+    /// All but those from before the catalog was set back: a commit has to be learnt.
+    Any,
+    /// None: whoever only looks can look again.
+    Newest,
+}
+
+/// What became of an answer of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Learnt {
+    Taken,
+    /// Taken, and it is less than the table had.
+    SetBack,
+    /// Not taken: another one may be newer.
+    Overtaken,
+}
+
 /// Takes up what the table says, which was `asked` then and is known `now`. Nothing moves back unless the
 /// table has less than an answer said that had come before this was asked: then its catalog was set back,
-/// what is staged is given up, and the answer is true. Returns whether that is so.
-fn learn(state: &watch::Sender<State>, table: Committed, asked: Moment, now: Moment) -> bool {
-    let mut is_set_back = false;
+/// what is staged is given up, and the answer is true.
+fn learn(
+    state: &watch::Sender<State>,
+    table: Committed,
+    asked: Moment,
+    now: Moment,
+    raise: Raise,
+) -> Learnt {
+    let mut learnt = Learnt::Overtaken;
     state.send_if_modified(|state| {
-        let is_less = table.through < state.position.committed;
-        let newer = if is_less {
+        let committed = state.position.committed;
+        let is_less = table.through < committed;
+        let is_doubtful = is_less || (table.through > committed && raise == Raise::Newest);
+        let newer = if is_doubtful {
             state.learnt
         } else {
             state.set_back
         };
         if asked <= newer {
-            // Another head may have been read meanwhile.
             return false;
         }
-        is_set_back = is_less;
         let position = if is_less {
+            learnt = Learnt::SetBack;
             state.set_back = now;
             state.resets += 1;
             Position::default().raised(table.through)
         } else {
+            learnt = Learnt::Taken;
             state.position.raised(table.through)
         };
         state.learnt = state.learnt.max(now);
@@ -209,7 +239,7 @@ fn learn(state: &watch::Sender<State>, table: Committed, asked: Moment, now: Mom
         }
         changed
     });
-    is_set_back
+    learnt
 }
 
 /// Tells a person that the table has less than it had, of so many epochs; `key` is one of them.
@@ -405,7 +435,7 @@ mod tests {
             epoch: 1,
         };
         let entry = ledger.open(&key, table(through), ledger.moment());
-        (key, entry)
+        (key, entry.unwrap())
     }
 
     fn table(through: Sequence) -> Committed {
@@ -486,7 +516,7 @@ mod tests {
         };
         assert!(turn.stage(span(11, 12), || {}));
         assert!(entry.until_set_back().now_or_never().is_none());
-        let again = ledger.open(&key, table(4), ledger.moment());
+        let again = ledger.open(&key, table(4), ledger.moment()).unwrap();
         assert_eq!((committed(&again), again.staged()), (4, 4));
         let given_up = entry.until_committed(12, resets).now_or_never();
         assert!(matches!(given_up, Some(Outcome::GivenUp)));
@@ -499,21 +529,35 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_is_older_than_another_moves_nothing() {
+    async fn an_answer_that_is_older_than_another_moves_nothing_and_greets_nobody() {
         let ledger = Ledger::default();
         let (key, entry) = entry(&ledger, 4);
+        let open = |through, asked| ledger.open(&key, table(through), asked);
         let early = ledger.moment();
-        ledger.open(&key, table(10), ledger.moment());
-        ledger.open(&key, table(4), early);
+        assert!(open(10, ledger.moment()).is_some());
+        assert!(open(4, early).is_none());
         ledger.learn_all(early, 8, |_| 4);
         assert_eq!(committed(&entry), 10);
         let early = ledger.moment();
-        ledger.open(&key, table(5), ledger.moment());
-        ledger.open(&key, table(10), early);
+        assert!(open(5, ledger.moment()).is_some());
+        assert!(open(10, early).is_none());
         ledger.learn_all(early, 8, |_| 10);
         assert_eq!(committed(&entry), 5);
         ledger.learn_all(ledger.moment(), 8, |_| 11);
         assert_eq!(committed(&entry), 11);
+    }
+
+    #[tokio::test]
+    async fn only_a_commit_raises_what_was_learnt_while_it_was_on_its_way() {
+        let ledger = Ledger::default();
+        let early = ledger.moment();
+        let (key, entry) = entry(&ledger, 4);
+        // From before the catalog was set back, for all that the ledger knows.
+        assert!(ledger.open(&key, table(10), early).is_none());
+        assert!(ledger.open(&key, table(4), early).is_some());
+        assert_eq!(committed(&entry), 4);
+        ledger.learn_all(early, 8, |_| 10);
+        assert_eq!(committed(&entry), 10);
     }
 
     #[tokio::test(start_paused = true)]
@@ -521,7 +565,9 @@ mod tests {
         let ledger = Ledger::default();
         let entry = |agent: &str, epoch, through| {
             let agent = agent.parse().unwrap();
-            ledger.open(&Key { agent, epoch }, table(through), ledger.moment())
+            let key = Key { agent, epoch };
+            let entry = ledger.open(&key, table(through), ledger.moment());
+            entry.unwrap()
         };
         let (one, older, other) = (entry("a", 2, 10), entry("a", 1, 10), entry("b", 1, 10));
         assert!(ledger.furthest_behind(9).is_empty());

@@ -44,6 +44,18 @@ pub(crate) async fn sync(root: &str, file: &str, others: Vec<String>) -> Result<
     .expect("syncing does not panic and is not cancelled")
 }
 
+/// Makes a directory and those above it, and syncs the entries of those that are new.
+pub(crate) fn make_directories(path: &Path) -> io::Result<()> {
+    let path = std::path::absolute(path)?;
+    let new = path.ancestors().take_while(|above| !above.exists());
+    let new: Vec<&Path> = new.collect();
+    std::fs::create_dir_all(&path)?;
+    for parent in new.into_iter().filter_map(Path::parent) {
+        std::fs::File::open(parent)?.sync_all()?;
+    }
+    Ok(())
+}
+
 fn directories(root: &Path, files: impl Iterator<Item = PathBuf>) -> BTreeSet<PathBuf> {
     // The root itself may be new, so its parent is synced too.
     let stop = root.parent().and_then(Path::parent);

@@ -36,6 +36,7 @@ use object_store::ObjectStore;
 use object_store::path::Path;
 
 use crate::catalog::CatalogError;
+use crate::durable;
 
 /// A bucket and the client that reaches it. Cheap to clone; clones share connections and bounds.
 #[derive(Clone)]
@@ -176,7 +177,7 @@ fn make_directory(path: &LocalPath) -> Result<PathBuf, CatalogError> {
         path: path.to_owned(),
         source,
     };
-    std::fs::create_dir_all(path).map_err(error)?;
+    durable::make_directories(path).map_err(error)?;
     std::path::absolute(path).map_err(error)
 }
 

@@ -166,10 +166,10 @@ mod tests {
         let one = [
             ("b", 5, "m9"),
             ("a", 7, "m2"),
-            ("c", -3, "m1"),
+            ("c", 3, "m1"),
             ("a", 7, "m1"),
         ];
-        let two = [("a", 6, "m7"), ("b", -5, "m8"), ("a", 7, "m0")];
+        let two = [("a", 6, "m7"), ("b", 1, "m8"), ("a", 7, "m0")];
         let sorted = sort_events(&[staged(&one), staged(&two)]).unwrap();
         let mut expected = [one.as_slice(), &two].concat();
         expected.sort_unstable();

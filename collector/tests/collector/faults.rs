@@ -292,3 +292,22 @@ async fn sessions_end_when_a_commit_finds_the_catalog_set_back() {
     }
     collector.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_ends_when_a_gap_shows_that_the_catalog_was_set_back() {
+    let world = World::new();
+    let collector = world.collector().await;
+    let agent = world.agent("agent-1", &collector).await;
+    assert_eq!(acked(agent.send(1..=5).await), 5);
+    let before = world.events().await;
+    assert_eq!(acked(agent.send(6..=10).await), 10);
+    world.set_back(before.metadata_location().unwrap()).await;
+    let reply = agent.send(12..=15).await;
+    assert!(
+        matches!(reply, None | Some(BatchReply::Retry { .. })),
+        "{reply:?}"
+    );
+    let error = closed(&agent.connection).await;
+    assert!(is_closed_with(&error, close::SET_BACK), "{error:?}");
+    collector.stop().await;
+}

@@ -13,6 +13,7 @@ use super::config::CatalogConfig;
 use super::connections::Connections;
 use super::error::CatalogError;
 use super::heads::{CREATE_TABLES, SqlHeads, database};
+use crate::durable;
 
 /// First bytes of every SQLite file.
 const SQLITE_MAGIC: &[u8; 16] = b"SQLite format 3\0";
@@ -51,7 +52,7 @@ fn check_file(path: &Path) -> Result<(), CatalogError> {
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
     {
-        std::fs::create_dir_all(parent).map_err(|source| error(parent, source))?;
+        durable::make_directories(parent).map_err(|source| error(parent, source))?;
     }
     let mut file = match std::fs::File::open(path) {
         Ok(file) => file,
