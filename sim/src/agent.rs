@@ -156,8 +156,8 @@ impl Agent {
                 0 | 1 => self.power_cut().await,
                 2 => self.power_cut_before_the_answer().await,
                 3 => self.stop().await,
-                4 | 5 => self.back_up(),
-                6 => self.restore().await,
+                4..=6 if self.backup.is_none() => self.back_up(),
+                4..=6 => self.restore().await,
                 _ => self.wipe().await,
             }
         }
