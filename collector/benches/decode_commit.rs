@@ -3,13 +3,15 @@
 //! Batches of the wire are staged, sorted, written as Parquet and committed to a catalog in a
 //! temporary directory, one after the other, so that wall time is the time of one core plus the
 //! disk. Run with `cargo bench -p headwater-collector`; without `--bench` (as a test) it runs once on
-//! little data. Events are 600-byte track calls of 200 users, half of them with ten properties.
+//! little data. Events are 600-byte track calls of 200 users, half of them with ten properties. Fails
+//! below 50 MB/s for all of it (bench only).
 
 #[path = "common/load.rs"]
 mod load;
 
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use headwater_collector::commit::files::sort_events;
 use headwater_collector::plan::Plan;
 use headwater_collector::staging::{BatchOrigin, stage};
@@ -19,6 +21,8 @@ use headwater_tables::{Catalog, CatalogConfig, Change, schema};
 use load::wire_batch;
 
 const EVENTS_PER_BATCH: u32 = 5_000;
+/// In MB/s of MessagePack, for all stages together.
+const PER_CORE_MIN: f64 = 50.0;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
@@ -59,12 +63,17 @@ async fn main() -> anyhow::Result<()> {
         table = catalog.commit(&table, Change::append(files)).await?;
         spent[3] += start.elapsed();
     }
-    report(bytes, events, &spent);
+    let per_core = report(bytes, events, &spent);
+    ensure!(
+        !is_bench || per_core >= PER_CORE_MIN,
+        "{per_core:.1} MB/s per core, {PER_CORE_MIN} are the bound"
+    );
     Ok(())
 }
 
+/// Prints what each stage took; returns the MB/s of all of them.
 #[expect(clippy::print_stdout, reason = "a bench prints its result")]
-fn report(bytes: u64, events: u64, spent: &[Duration; 4]) {
+fn report(bytes: u64, events: u64, spent: &[Duration; 4]) -> f64 {
     let names = ["decode to rows", "sort", "Parquet", "commit"];
     let rate = |time: Duration| bytes as f64 / 1e6 / time.as_secs_f64();
     for (name, time) in names.iter().zip(spent) {
@@ -78,4 +87,5 @@ fn report(bytes: u64, events: u64, spent: &[Duration; 4]) {
         events as f64 / total.as_secs_f64(),
         bytes as f64 / events as f64,
     );
+    rate(total)
 }

@@ -9,6 +9,8 @@
 //!
 //! - commits to that table take at most 1.5 times as long as the first ones to a new table, made by turns
 //!   (median of 200 each, bench only);
+//! - of a hundred commits to that table 99 take less than a second (bench on local files only, without
+//!   `--latency-ms`);
 //! - watermarks add at most 25 bytes per agent to a metadata file;
 //! - manifests and metadata files stay below what the table's properties say.
 
@@ -48,6 +50,8 @@ const SENDERS: usize = 64;
 /// Commits whose median is taken.
 const WINDOW: usize = 200;
 const SLOWER_MAX: f64 = 1.5;
+/// On local files.
+const P99_MAX: Duration = Duration::from_secs(1);
 /// 250 kB for ten thousand agents.
 const BYTES_PER_AGENT_MAX: usize = 25;
 
@@ -223,12 +227,28 @@ async fn main() -> Result<()> {
     if latency.is_none() {
         count_files(&head, directory.path()).await?;
     }
-    tell_slowest(times);
+    let p99 = tell_slowest(times);
     let directory = tempfile::tempdir()?;
     let new = catalog(latency, directory.path()).await?;
     let mut new = Fleet::new(&new, agents).await?;
     new.all_send().await?;
-    compare(&mut fleet, &mut new, is_bench).await
+    let turns = if is_bench { WINDOW } else { 10 };
+    let ratio = compare(&mut fleet, &mut new, turns).await?;
+    // All figures first: one that misses its bound does not hide the other. Few commits of a build for
+    // tests say nothing about time.
+    let misses = [
+        (is_bench && ratio > SLOWER_MAX, "ratio to a new table"),
+        (
+            is_bench && latency.is_none() && p99 >= P99_MAX,
+            "p99 of commits",
+        ),
+    ];
+    let misses: Vec<&str> = misses
+        .into_iter()
+        .filter_map(|(is_missed, what)| is_missed.then_some(what))
+        .collect();
+    ensure!(misses.is_empty(), "bounds that do not hold: {misses:?}");
+    Ok(())
 }
 
 /// Returns the wait of `--latency-ms`.
@@ -298,21 +318,23 @@ async fn count_files(head: &Table, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-fn tell_slowest(mut times: Vec<Duration>) {
+/// Says how long the slowest commits took; returns the p99.
+fn tell_slowest(mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
+    let p99 = times[times.len() * 99 / 100];
     say(&format!(
-        "a commit of {SENDERS} batches: median {:.2?}, p99 {:.1?}, longest {:.1?}",
+        "a commit of {SENDERS} batches: median {:.2?}, p99 {p99:.2?}, longest {:.1?}",
         median(&times),
-        times[times.len() * 99 / 100],
         times[times.len() - 1],
     ));
+    p99
 }
 
-/// Compares commits to a table that has many behind it with the first ones to a new table. They take
-/// turns, so that whatever else the machine does meets both.
-async fn compare(old: &mut Fleet, new: &mut Fleet, is_bench: bool) -> Result<()> {
+/// Compares commits to a table that has many behind it with the first ones to a new table; returns the
+/// ratio. They take turns, so that whatever else the machine does meets both.
+async fn compare(old: &mut Fleet, new: &mut Fleet, turns: usize) -> Result<f64> {
     let (mut of_old, mut of_new) = (Vec::new(), Vec::new());
-    for _ in 0..if is_bench { WINDOW } else { 10 } {
+    for _ in 0..turns {
         of_old.push(old.some_send().await?);
         of_new.push(new.some_send().await?);
     }
@@ -321,13 +343,7 @@ async fn compare(old: &mut Fleet, new: &mut Fleet, is_bench: bool) -> Result<()>
     say(&format!(
         "by turns: {old:.2?} to the old table, {new:.2?} to a new one, ratio {ratio:.2}"
     ));
-    if is_bench {
-        ensure!(
-            ratio <= SLOWER_MAX,
-            "commits became {ratio:.2} times as slow"
-        );
-    }
-    Ok(())
+    Ok(ratio)
 }
 
 fn median(times: &[Duration]) -> Duration {
