@@ -39,12 +39,12 @@ enum Task {
         #[arg(last = true)]
         pytest: Vec<String>,
     },
-    /// Runs the long tests in full: the simulation, power cuts, kills, full disks, corruption, SDKs
+    /// Runs the long tests in full: the simulation, power cuts, kills, full disks, corruption, SDKs, benches with bounds
     #[command(
-        after_help = "Examples:\n  cargo xtask soak\n  cargo xtask soak --only sim\n  cargo xtask soak --only power_cut\n  cargo xtask soak --only clients\n  cargo xtask soak --only kills"
+        after_help = "Examples:\n  cargo xtask soak\n  cargo xtask soak --only sim\n  cargo xtask soak --only power_cut\n  cargo xtask soak --only clients\n  cargo xtask soak --only kills\n  cargo xtask soak --only benches"
     )]
     Soak {
-        /// Runs only the tests whose name contains this; `sim` is the simulation, `mutations` are faults made on purpose, `clients` are the SDKs, `kills` are collectors and agents killed at every point
+        /// Runs only the tests whose name contains this; `sim` is the simulation, `mutations` are faults made on purpose, `clients` are the SDKs, `kills` are collectors and agents killed at every point, `benches` are those with bounds of the collector's speed and memory
         #[arg(long, value_name = "NAME")]
         only: Option<String>,
     },

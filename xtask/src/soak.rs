@@ -1,6 +1,6 @@
 //! `cargo xtask soak`: the long tests in full: the simulation's, the agent's, and the end-to-end tests of
 //! the SDKs and of kills. The same tests run in `cargo xtask test`, with smaller counts;
-//! `HEADWATER_SOAK=1` is the only difference they see.
+//! `HEADWATER_SOAK=1` is the only difference they see. Last come the benches that have bounds.
 //!
 //! The agent's own tests are optimised, because footprint and the speed of faults are part of what is
 //! tested; SDKs and kills then meet the programs that the end-to-end tests use.
@@ -24,6 +24,19 @@ const SIM: &str = "sim";
 /// What names the faults made on purpose, for `--only`.
 const MUTATIONS: &str = "mutations";
 
+/// What names the benches, for `--only`.
+const BENCHES: &str = "benches";
+
+/// Benches that fail when a bound of the collector's speed or memory does not hold: package, bench,
+/// arguments.
+const WITH_BOUNDS: [(&str, &str, &[&str]); 5] = [
+    ("headwater-collector", "decode_commit", &[]),
+    ("headwater-collector", "ingest", &[]),
+    ("headwater-collector", "growth", &[]),
+    ("headwater-collector", "growth", &["--latency-ms", "30"]),
+    ("headwater-tables", "partitions", &[]),
+];
+
 /// Runs the tests whose path contains `only`, or all, one after the other, and shows the figures
 /// that they print.
 pub(crate) fn run(only: Option<&str>) -> Result<()> {
@@ -34,7 +47,7 @@ pub(crate) fn run(only: Option<&str>) -> Result<()> {
         mutations::run()?;
     }
     let is_end_to_end = |only| END_TO_END.iter().any(|(name, _)| *name == only);
-    if only.is_none_or(|only| ![SIM, MUTATIONS].contains(&only) && !is_end_to_end(only)) {
+    if only.is_none_or(|only| ![SIM, MUTATIONS, BENCHES].contains(&only) && !is_end_to_end(only)) {
         optimised_tests("headwater-agent", "agent", only)?;
     }
     for (name, tests) in END_TO_END {
@@ -43,6 +56,28 @@ pub(crate) fn run(only: Option<&str>) -> Result<()> {
             suite::run(&["e2e".to_owned()], pytest_arguments, suite::Extent::Full)?;
         }
     }
+    if only.is_none_or(|only| only == BENCHES) {
+        benches()?;
+    }
+    Ok(())
+}
+
+/// Runs the benches one after the other. One that misses its bounds does not hide the figures of the others.
+fn benches() -> Result<()> {
+    let project = Project::find()?;
+    let mut log = Log::create(&project.logs(), "soak-benches")?;
+    let mut errors = Vec::new();
+    for (package, bench, arguments) in WITH_BOUNDS {
+        let mut command = project.cargo();
+        command
+            .args(["bench", "--package", package, "--bench", bench, "--"])
+            .args(arguments);
+        if let Err(error) = log.run(command, Show::Everything) {
+            errors.push(format!("{error:#}"));
+        }
+    }
+    ensure!(errors.is_empty(), "{}", errors.join("\n"));
+    println!("{} benches keep their bounds", WITH_BOUNDS.len());
     Ok(())
 }
 
