@@ -1,19 +1,16 @@
 //! The seeds that every change must pass: 1,000 in CI, 100,000 in the soak.
 //!
-//! A seed that failed prints the command that replays it, and is pinned here with one line about the
-//! fault that it found.
+//! A seed that failed prints the command that replays it, and is pinned in the patch of `sim/mutations/`
+//! that takes its mend back: here it must pass, and with the patch (`cargo xtask soak --only mutations`)
+//! it must fail.
 
 use std::path::Path;
 use std::time::Instant;
 
 use headwater_sim::{Outcome, run_all, run_apart};
 
-/// Seeds that have found something. A change of what a run draws makes a pinned seed another run; then
-/// it is pinned again if another one still finds the fault with its mend taken back.
-const PINNED: [(u64, &str); 1] = [(
-    0,
-    "a commit that the log of heads no longer lists was taken for refused",
-)];
+/// Begins the line of a patch that pins a seed.
+const PINNED: &str = "Pinned: seed ";
 
 fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_headwater-sim"))
@@ -21,6 +18,23 @@ fn program() -> &'static Path {
 
 fn run(seed: u64) -> Outcome {
     run_apart(program(), seed)
+}
+
+/// Returns the pinned seeds, each with the fault that it found. A change of what a run draws makes a seed
+/// another run; the soak of the mutations then says which one finds the fault now.
+fn pinned() -> Vec<(u64, String)> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("mutations");
+    let mut pinned = Vec::new();
+    for entry in std::fs::read_dir(directory).expect("a directory of patches") {
+        let path = entry.expect("a patch").path();
+        let patch = std::fs::read_to_string(path).expect("a patch is text");
+        let fault = patch.lines().next().unwrap_or_default();
+        for seed in patch.lines().filter_map(|line| line.strip_prefix(PINNED)) {
+            let seed: u64 = seed.parse().expect("a seed is a number");
+            pinned.push((seed, fault.to_owned()));
+        }
+    }
+    pinned
 }
 
 fn seeds() -> u64 {
@@ -54,7 +68,9 @@ fn no_seed_breaks_a_promise() {
 
 #[test]
 fn pinned_seeds_stay_mended() {
-    for (seed, fault) in PINNED {
+    let pinned = pinned();
+    assert!(!pinned.is_empty(), "no patch pins a seed");
+    for (seed, fault) in pinned {
         let outcome = run(seed);
         assert!(
             outcome.violations.is_empty(),
