@@ -67,8 +67,8 @@ pub enum Admission {
 ///                  ├──────┤  Gap
 /// ```
 pub fn decide(position: Position, span: Span) -> Admission {
-    debug_assert!(position.committed <= position.staged, "{position:?}");
-    debug_assert!(1 <= span.first && span.first <= span.last, "{span:?}");
+    assert!(position.committed <= position.staged, "{position:?}");
+    assert!(1 <= span.first && span.first <= span.last, "{span:?}");
     let expected = position.staged.saturating_add(1);
     if span.last <= position.staged {
         Admission::Duplicate

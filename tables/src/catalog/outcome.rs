@@ -45,7 +45,7 @@ pub(crate) fn resolve(evidence: Evidence<'_>) -> Outcome {
         log,
         has_snapshot,
     } = evidence;
-    debug_assert_ne!(base, ours, "a commit writes metadata of its own");
+    assert_ne!(base, ours, "a commit writes metadata of its own");
     if head == ours || log.contains(&ours) || has_snapshot {
         Outcome::Committed
     } else if head == base {
