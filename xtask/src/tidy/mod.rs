@@ -79,6 +79,10 @@ pub(crate) fn run(project: &Project) -> Result<()> {
         ("no test is left out", sources::ignored_tests(&files)),
         ("no test sleeps", sources::sleeping_tests(&files)),
         (
+            "what decides asks no clock and does no IO",
+            sources::impurities(&files),
+        ),
+        (
             "faults made on purpose fit the code as it is",
             patches_that_do_not_fit(project, &files)?,
         ),

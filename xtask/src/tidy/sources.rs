@@ -1,4 +1,5 @@
-//! Checks of the sources' text: headers, leftovers of one machine, tests that are left out or sleep.
+//! Checks of the sources' text: headers, leftovers of one machine, tests that are left out or sleep, IO
+//! where something is only decided.
 
 use super::{SourceFile, Violation};
 
@@ -31,6 +32,25 @@ const LOCK_FILE: &str = "Cargo.lock";
 
 /// What may wait by the clock: one place of the end-to-end tests, and a collector that is slow on purpose.
 const MAY_SLEEP: [&str; 2] = ["xtask/e2e/python/waiting.py", "agent/tests/agent/manner.rs"];
+
+/// Files that decide what exactly-once depends on, from their arguments alone.
+const PURE: [&str; 4] = [
+    "collector/src/admission.rs",
+    "collector/src/commit/plan.rs",
+    "tables/src/catalog/outcome.rs",
+    "tables/src/catalog/rest/outcome.rs",
+];
+
+/// What a pure file does not hold outside its tests.
+const IMPURE: [&str; 7] = [
+    "async",
+    "tokio",
+    "std::fs",
+    "std::net",
+    "Instant",
+    "SystemTime",
+    "tracing::",
+];
 
 /// Returns the Rust files that do not begin with `//!`.
 pub(super) fn without_header(files: &[SourceFile]) -> Vec<Violation> {
@@ -148,6 +168,26 @@ pub(super) fn sleeping_tests(files: &[SourceFile]) -> Vec<Violation> {
     found
 }
 
+/// Returns lines of pure files that do IO or ask a clock, and pure files that there are no more.
+pub(super) fn impurities(files: &[SourceFile]) -> Vec<Violation> {
+    let mut found = Vec::new();
+    for path in PURE {
+        let Some(file) = files.iter().find(|file| file.path == path) else {
+            let message = "is gone; name what decides now in xtask/src/tidy/sources.rs";
+            found.push(Violation::new(path, message));
+            continue;
+        };
+        let lines = file.text.lines().take_while(|line| *line != "#[cfg(test)]");
+        for (index, line) in lines.enumerate() {
+            for word in IMPURE.iter().filter(|word| line.contains(**word)) {
+                let message = format!("holds `{word}`, and must decide from its arguments alone");
+                found.push(Violation::at(file, index, message));
+            }
+        }
+    }
+    found
+}
+
 /// Returns Rust files that are long, longest first, with their number of lines.
 pub(super) fn long_files(files: &[SourceFile]) -> Vec<(String, usize)> {
     let mut found: Vec<(String, usize)> = rust(files)
@@ -226,6 +266,24 @@ mod tests {
         assert_eq!(
             places(&ignored_tests(&files)),
             ["a/tests/a.rs:1", "x/test_a.py:2"]
+        );
+    }
+
+    #[test]
+    fn io_and_clocks_are_found_in_pure_files_outside_their_tests() {
+        let pure = "//! Pure.\nfn decide() {}\n#[cfg(test)]\nmod tests {\nuse std::fs;\n}\n";
+        let mut files: Vec<SourceFile> = PURE.iter().map(|path| file(path, pure)).collect();
+        files.push(file("collector/src/intake.rs", "use std::time::Instant;\n"));
+        assert_eq!(places(&impurities(&files)), Vec::<&str>::new());
+        files[1].text = "//! Pure.\nuse std::time::Instant;\nasync fn decide() {}\n".to_owned();
+        files.remove(3);
+        assert_eq!(
+            places(&impurities(&files)),
+            [
+                "collector/src/commit/plan.rs:2",
+                "collector/src/commit/plan.rs:3",
+                "tables/src/catalog/rest/outcome.rs"
+            ]
         );
     }
 
