@@ -2,7 +2,11 @@
 //! long, or devices with wrong clocks, must not make the writer open a file per day at once.
 //!
 //! `cargo bench -p headwater-tables --bench partitions` writes 5,000 days; without `--bench` (as a test)
-//! a few hundred. Fails when memory grows by more than its bound.
+//! a few hundred. Fails when more than one file is open at once, and when memory grows by more than its
+//! bound, which a few hundred open files would not reach.
+
+#[path = "common/counted.rs"]
+mod counted;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,12 +15,17 @@ use anyhow::{Context, Result, ensure};
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use headwater_tables::write::write_batches;
-use headwater_tables::{Catalog, CatalogConfig, Change, Partition, TableSpec};
+use headwater_tables::{Catalog, CatalogConfig, Change, Partition, Table, TableSpec};
+use iceberg::Runtime;
+
+use counted::Counted;
 
 const DAY: i64 = 86_400_000_000;
 const ROWS_PER_BATCH: usize = 8192;
 /// Beyond the rows themselves and one copy of them, which the caller bounds.
 const GROWTH_MAX: u64 = 64 << 20;
+/// What `write_batches` promises: one file at a time.
+const OPEN_MAX: usize = 1;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
@@ -34,23 +43,37 @@ async fn main() -> Result<()> {
     let spec = TableSpec::from_arrow("raw.late".parse()?, &schema, partition)?;
     let table = catalog.ensure(&spec).await?;
 
+    // The same table, on a disk that counts.
+    let disk = Counted::default();
+    let counted = Table::builder()
+        .identifier(table.identifier().clone())
+        .metadata(table.metadata_ref())
+        .file_io(disk.file_io())
+        .runtime(Runtime::try_current()?)
+        .build()?;
+
     let batches = batches(&schema, days, rows_per_day)?;
     let bytes: usize = batches.iter().map(RecordBatch::get_array_memory_size).sum();
     let before = peak_rss()?;
     let started = Instant::now();
-    let files = write_batches(&table, batches).await?;
+    let files = write_batches(&counted, batches).await?;
     let written = started.elapsed();
     let grown = peak_rss()?.saturating_sub(before);
+    let open = disk.most();
     ensure!(files.len() == days, "{} files for {days} days", files.len());
     let started = Instant::now();
     catalog.commit(&table, Change::append(files)).await?;
     say(&format!(
-        "{days} days, {} rows of {:.1} MB: written in {written:.2?}, committed in {:.2?}, memory grew by {:.1} MB",
+        "{days} days, {} rows of {:.1} MB: written in {written:.2?}, committed in {:.2?}, memory grew by {:.1} MB, files open at once: {open}",
         days * rows_per_day,
         bytes as f64 / 1e6,
         started.elapsed(),
         grown as f64 / 1e6,
     ));
+    ensure!(
+        (1..=OPEN_MAX).contains(&open),
+        "{open} files were open at once, {OPEN_MAX} is promised"
+    );
     let bound = GROWTH_MAX + bytes as u64;
     ensure!(
         grown <= bound,
