@@ -13,6 +13,7 @@ use headwater_protocol::AgentId;
 use headwater_service::tls::TlsFiles;
 use headwater_tables::Catalog;
 use headwater_tables::catalog::Parts;
+use headwater_tables::schema::{RAW_EVENTS, RAW_QUARANTINE};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -177,11 +178,24 @@ pub(crate) async fn run(world: Arc<World>, name: String, stop: CancellationToken
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
-            () = host.died() => {}
+            () = host.died() => note_fences(&world, &host),
         }
         world.lives(&name, None);
         host.end();
         tokio::time::sleep(world.dice.ms(50..=3_000)).await;
+    }
+}
+
+/// Counts a death between the fences: the newest one of `raw.events` is of this life, and `raw.quarantine`
+/// does not have it.
+fn note_fences(world: &World, host: &Host) {
+    let (events, quarantine) = (&*RAW_EVENTS, &*RAW_QUARANTINE);
+    let fence = host.fence();
+    if fence.is_some()
+        && fence == world.truth.fence(events)
+        && fence != world.truth.fence(quarantine)
+    {
+        world.trace.count("crash: between the fences");
     }
 }
 

@@ -111,8 +111,11 @@ fn doubtful() -> CatalogError {
 impl FaultyHeads {
     async fn swap_now(&self, name: &TableName, from: &str, to: &str) -> Swap {
         let swapped = swap(&self.world, name, from, to).await;
-        if swapped == Swap::Won && Target::of(name) == Target::Quarantine {
-            self.host.quarantined(true);
+        if swapped == Swap::Won {
+            match Target::of(name) {
+                Target::Quarantine => self.host.quarantined(true),
+                Target::Events => self.host.fenced(self.world.truth.fence(name)),
+            }
         }
         swapped
     }

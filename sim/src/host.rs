@@ -119,6 +119,8 @@ pub(crate) struct Host {
     plan: Mutex<Option<Plan>>,
     /// The quarantine was committed since the last plan was made.
     has_quarantined: AtomicBool,
+    /// The fence of `raw.events` in the last commit of this life to it.
+    fence: Mutex<Option<String>>,
     /// Agents that come back to this life; it does not die before they have.
     awaited: Mutex<BTreeSet<AgentId>>,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -136,6 +138,7 @@ impl Host {
             frozen: watch::Sender::new(false),
             plan: Mutex::new(plan),
             has_quarantined: AtomicBool::new(false),
+            fence: Mutex::default(),
             awaited: Mutex::default(),
             tasks: Mutex::default(),
             connections: Mutex::default(),
@@ -237,6 +240,15 @@ impl Host {
 
     pub(crate) fn has_quarantined(&self) -> bool {
         self.has_quarantined.load(Ordering::Relaxed)
+    }
+
+    /// Notes the fence of `raw.events` that this life has just committed to.
+    pub(crate) fn fenced(&self, fence: Option<String>) {
+        *self.fence.lock() = fence;
+    }
+
+    pub(crate) fn fence(&self) -> Option<String> {
+        self.fence.lock().clone()
     }
 
     /// Lets it live until the agent is back.

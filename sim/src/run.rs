@@ -29,7 +29,7 @@ use crate::{collector, compactor, entropy, oracle};
 const DRAIN: Duration = Duration::from_secs(900);
 
 /// What a batch of runs must have met at least once, each.
-pub const REQUIRED: [&str; 58] = [
+pub const REQUIRED: [&str; 59] = [
     "agent: disk backed up",
     "agent: disk restored",
     "agent: disk wiped",
@@ -61,6 +61,7 @@ pub const REQUIRED: [&str; 58] = [
     "crash: before an ack leaves",
     "crash: before the acks",
     "crash: between quarantine and events",
+    "crash: between the fences",
     "crash: events, after the catalog swap",
     "crash: events, before the catalog swap",
     "crash: events, data file closed",

@@ -13,6 +13,9 @@ use parking_lot::Mutex;
 
 use crate::world::World;
 
+/// Table property: whose plan decides, see `collector/src/commit/fence.rs`.
+const FENCE: &str = "headwater.plan.fence";
+
 /// (agent, epoch).
 pub(crate) type Key = (String, u64);
 pub(crate) type Marks = BTreeMap<Key, u64>;
@@ -31,6 +34,7 @@ pub(crate) struct History {
     pub(crate) marks: Marks,
     pub(crate) commits: Vec<Commit>,
     snapshot_id: Option<i64>,
+    fence: Option<String>,
     /// All snapshots of its metadata.
     snapshots: BTreeSet<i64>,
 }
@@ -52,6 +56,11 @@ impl Truth {
 
     pub(crate) fn history<T>(&self, name: &TableName, read: impl FnOnce(&History) -> T) -> T {
         read(self.tables.lock().entry(name.clone()).or_default())
+    }
+
+    /// Returns the fence of a table.
+    pub(crate) fn fence(&self, name: &TableName) -> Option<String> {
+        self.history(name, |history| history.fence.clone())
     }
 
     /// Looks at the head of a table that has just moved.
@@ -90,6 +99,7 @@ impl Truth {
             ));
         }
         history.snapshot_id = snapshot_id;
+        history.fence = table.metadata().properties().get(FENCE).cloned();
         let snapshots = table.metadata().snapshots();
         let snapshots: BTreeSet<i64> = snapshots.map(|it| it.snapshot_id()).collect();
         if !history.snapshots.is_subset(&snapshots) {
