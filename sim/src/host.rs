@@ -270,7 +270,10 @@ impl Host {
     }
 
     pub(crate) fn thaw(&self) {
-        self.frozen.send_replace(false);
+        let was_frozen = self.frozen.send_replace(false);
+        if was_frozen && !self.dead.is_cancelled() {
+            self.trace.count("collector: thawed");
+        }
     }
 
     /// Resolves when the process is dead.

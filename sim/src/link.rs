@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -68,6 +68,8 @@ impl Network for Links {
                 life,
                 closed,
                 intake: Arc::default(),
+                sent: AtomicU64::new(0),
+                arrived: Arc::default(),
             };
             Ok(Arc::new(channel) as Arc<dyn Channel>)
         }
@@ -86,6 +88,10 @@ struct Line {
     life: Arc<Life>,
     closed: CancellationToken,
     intake: Arc<Mutex<Option<Arc<Intake>>>>,
+    /// Batches that were sent.
+    sent: AtomicU64,
+    /// The highest number of those that have arrived.
+    arrived: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Line {
@@ -237,10 +243,15 @@ impl Channel for Line {
             } else {
                 1
             };
+            let number = self.sent.fetch_add(1, Ordering::Relaxed);
             for _ in 0..copies {
                 let (world, life, batch) = (world.clone(), self.life.clone(), batch.clone());
+                let arrived = self.arrived.clone();
                 self.life.host.spawn(async move {
                     world.way().await;
+                    if arrived.fetch_max(number, Ordering::Relaxed) > number {
+                        world.trace.count("link: a batch overtakes another");
+                    }
                     batch.serve(&world, &life).await;
                 });
             }

@@ -29,7 +29,7 @@ use crate::{collector, compactor, entropy, oracle};
 const DRAIN: Duration = Duration::from_secs(900);
 
 /// What a batch of runs must have met at least once, each.
-pub const REQUIRED: [&str; 59] = [
+pub const REQUIRED: [&str; 64] = [
     "agent: disk backed up",
     "agent: disk restored",
     "agent: disk wiped",
@@ -49,6 +49,7 @@ pub const REQUIRED: [&str; 59] = [
     "catalog: hangs",
     "catalog: reports a commit that is none",
     "collector: frozen",
+    "collector: thawed",
     "collector: with the mild plan",
     "collector: with the strict plan",
     "commit: compaction",
@@ -80,10 +81,14 @@ pub const REQUIRED: [&str; 59] = [
     "event: sent again in a new epoch",
     "link: a batch is doubled",
     "link: a batch is lost",
+    "link: a batch overtakes another",
     "link: a connection breaks",
     "link: an answer is lost",
     "link: no connection",
     "row: without what its plan omits",
+    "run: one collector",
+    "run: three collectors",
+    "run: two collectors",
     "session: replaced by a new one",
     "snapshots: expired",
     "store: a file is deleted",
@@ -212,6 +217,11 @@ async fn simulate(seed: u64, shown: bool, credentials: Arc<Credentials>) -> Outc
     let dice = Dice::new(seed);
     let knobs = Knobs::draw(&dice);
     trace.line(format_args!("{knobs:?}"));
+    trace.count(match knobs.collectors {
+        1 => "run: one collector",
+        2 => "run: two collectors",
+        _ => "run: three collectors",
+    });
     // In memory where there is such a place: a sync then costs nothing.
     let memory = Path::new("/dev/shm");
     let directory = match memory.is_dir() {
