@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use headwater_tables::{Catalog, Change, DataFile, Table, write};
 
-use crate::lake::{Lake, TODAY, assert_totals, commit_together, files, ids, name, schema};
+use crate::lake::{Lake, TODAY, assert_totals, commit_together, files, ids, name, schema, spec};
 use crate::s3_server::{Asked, Fate, S3, SECRET};
 
 const ROWS: i64 = 200;
@@ -156,6 +156,23 @@ async fn a_commit_that_cannot_be_written_changes_nothing_and_can_be_tried_again(
     assert_eq!(ids(&lake.head().await).await, Vec::<i64>::new());
     let head = lake.catalog.commit(&base, change).await.unwrap();
     assert_eq!(ids(&head).await, [1, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn old_metadata_files_are_deleted_from_the_bucket() {
+    const COMMITS: i64 = 9;
+    let lake = Lake::on_s3().await;
+    let spec = spec().with_property("write.metadata.previous-versions-max", "3");
+    let mut head = lake.catalog.ensure(&spec).await.unwrap();
+    for id in 0..COMMITS {
+        head = lake.append(&head, &[(id, TODAY)]).await;
+    }
+    let keys = lake.s3().keys();
+    let metadata = keys.iter().filter(|key| key.ends_with(".metadata.json"));
+    // Three old ones and the head.
+    assert_eq!(metadata.count(), 4, "{keys:?}");
+    let read = lake.another_process().await.load(&name()).await.unwrap();
+    assert_eq!(ids(&read).await, Vec::from_iter(0..COMMITS));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
