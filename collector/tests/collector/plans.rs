@@ -54,14 +54,13 @@ fn records(range: std::ops::RangeInclusive<u64>) -> Vec<Record> {
 
 /// The collector dies between the two commits, and the next one has another plan. What the first has
 /// put into the quarantine stays there; what it has not, the second decides.
-async fn plan_changes_after_a_crash_between_the_commits(before: &str, after: &str) {
-    let world = World::new();
+async fn plan_changes_after_a_crash_between_the_commits(world: &World, before: &str, after: &str) {
     let kill = KillAt::new(CommitPoint::BetweenCommits);
-    let first = collector(&world, before, kill).await;
+    let first = collector(world, before, kill).await;
     let agent = world.agent("agent-1", &first).await;
     assert_eq!(agent.send_records(1, &records(1..=30)).await, None);
     first.killed().await;
-    let second = collector(&world, after, Arc::new(NoHook)).await;
+    let second = collector(world, after, Arc::new(NoHook)).await;
     let agent = world.agent("agent-1", &second).await;
     assert_eq!(agent.welcome.committed_through, 0);
     // Other batch boundaries than before.
@@ -85,21 +84,19 @@ async fn plan_changes_after_a_crash_between_the_commits(before: &str, after: &st
     second.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_stricter_plan_has_quarantined_before_a_crash_is_not_stored_as_well() {
-    plan_changes_after_a_crash_between_the_commits(STRICT, LENIENT).await;
+pub(crate) async fn what_a_stricter_plan_has_quarantined_before_a_crash_is_not_stored_as_well(
+    world: World,
+) {
+    plan_changes_after_a_crash_between_the_commits(&world, STRICT, LENIENT).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_milder_plan_let_through_before_a_crash_is_not_lost() {
-    plan_changes_after_a_crash_between_the_commits(LENIENT, STRICT).await;
+pub(crate) async fn what_a_milder_plan_let_through_before_a_crash_is_not_lost(world: World) {
+    plan_changes_after_a_crash_between_the_commits(&world, LENIENT, STRICT).await;
 }
 
 /// As before, with an event in the batch that no plan lets through, so that the quarantine's watermark
 /// is ahead although the debatable events are in no table.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_quarantine_watermark_that_is_ahead_hides_no_event() {
-    let world = World::new();
+pub(crate) async fn a_quarantine_watermark_that_is_ahead_hides_no_event(world: World) {
     let with_a_bad_one = || {
         let mut records = records(1..=30);
         records[20] = crate::world::bad(21);
@@ -150,21 +147,20 @@ async fn staged_positions_are_in_use() {
     collector.stop().await;
 }
 
-/// Two living collectors with different plans have the same batch; the first is held at `point` while
-/// the second commits. Whoever decides, decides for both tables.
-async fn plans_compete(point: CommitPoint, held: &str, other: &str) {
-    let world = World::new();
+/// Two living collectors with different plans have the same batch of `agent`; the first is held at
+/// `point` while the second commits. Whoever decides, decides for both tables.
+async fn plans_compete(world: &World, agent: &str, point: CommitPoint, held: &str, other: &str) {
     let gate = Gate::at(point);
-    let first = collector(&world, held, gate.clone()).await;
-    let second = collector(&world, other, Arc::new(NoHook)).await;
-    let to_first = world.agent("agent-1", &first).await;
-    let to_second = world.agent("agent-1", &second).await;
+    let first = collector(world, held, gate.clone()).await;
+    let second = collector(world, other, Arc::new(NoHook)).await;
+    let to_first = world.agent(agent, &first).await;
+    let to_second = world.agent(agent, &second).await;
     let slow = tokio::spawn(async move { to_first.send_records(1, &records(1..=30)).await });
     gate.reached().await;
     assert_eq!(acked(to_second.send_records(1, &records(1..=30)).await), 30);
     gate.open();
     assert_eq!(acked(slow.await.unwrap()), 30);
-    assert_eq!(world.watermark("agent-1", EPOCH).await, 30);
+    assert_eq!(world.watermark(agent, EPOCH).await, 30);
     // The first has decided if it was held after its quarantine commit, and only if it made one.
     let decided = match point {
         CommitPoint::BetweenCommits if held == STRICT => held,
@@ -172,22 +168,28 @@ async fn plans_compete(point: CommitPoint, held: &str, other: &str) {
     };
     let is_out = |sequence: &u64| is_debatable(*sequence) && decided == STRICT;
     world
-        .assert_events("agent-1", (1..=30).filter(|seq| !is_out(seq)))
+        .assert_events(agent, (1..=30).filter(|seq| !is_out(seq)))
         .await;
     world
-        .assert_quarantine("agent-1", (1..=30).filter(is_out))
+        .assert_quarantine(agent, (1..=30).filter(is_out))
         .await;
     first.stop().await;
     second.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn two_plans_at_once_put_no_event_into_both_tables_or_none() {
+pub(crate) async fn two_plans_at_once_put_no_event_into_both_tables_or_none(world: World) {
+    let pairs = [
+        (STRICT, LENIENT),
+        (LENIENT, STRICT),
+        (STRICT, OMITTING),
+        (OMITTING, LENIENT),
+    ];
     for point in [CommitPoint::Planned, CommitPoint::BetweenCommits] {
-        plans_compete(point, STRICT, LENIENT).await;
-        plans_compete(point, LENIENT, STRICT).await;
-        plans_compete(point, STRICT, OMITTING).await;
-        plans_compete(point, OMITTING, LENIENT).await;
+        for (held, other) in pairs {
+            // Whose watermark no other pair has moved; the fence is the one that they left.
+            let agent = format!("{point:?}-{held}-{other}").to_lowercase();
+            plans_compete(&world, &agent, point, held, other).await;
+        }
     }
 }
 

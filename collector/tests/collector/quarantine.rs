@@ -56,9 +56,9 @@ fn write_plan(directory: &Path, mode: &str) {
     std::fs::write(directory.join("signed_in.json"), text).unwrap();
 }
 
-/// A world whose quarantine holds what a strict plan kept out, and the plan that lets it in.
-async fn quarantined() -> (World, Arc<Plan>, Arc<Plan>) {
-    let world = World::new();
+/// Fills the world's quarantine with what a strict plan keeps out; returns that plan, and one that lets
+/// it in.
+async fn quarantined(world: &World) -> (Arc<Plan>, Arc<Plan>) {
     let mut config = world.config();
     config.plan.directory = world.path("plan");
     config.quarantine.retention_days = 3;
@@ -70,7 +70,7 @@ async fn quarantined() -> (World, Arc<Plan>, Arc<Plan>) {
     collector.stop().await;
     write_plan(&world.path("plan"), "note");
     let lenient = Plan::load(Some(&world.path("plan"))).unwrap();
-    (world, strict, lenient)
+    (strict, lenient)
 }
 
 async fn catalog(world: &World) -> Catalog {
@@ -105,7 +105,8 @@ async fn assert_replayed(world: &World) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_has_become_valid_is_added_once_however_often_it_is_replayed() {
-    let (world, strict, lenient) = quarantined().await;
+    let world = World::new();
+    let (strict, lenient) = quarantined(&world).await;
     let done = replay_all(&world, &strict).await;
     assert_eq!((done.added, done.present), (0, 0));
     assert_eq!(done.refused["tracking plan"], 10);
@@ -148,7 +149,8 @@ async fn what_has_become_valid_is_added_once_however_often_it_is_replayed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_line_shows_reason_and_bytes_and_says_what_is_open() {
-    let (world, _, _) = quarantined().await;
+    let world = World::new();
+    quarantined(&world).await;
     let mut config = world.config();
     config.plan.directory = world.path("plan");
     let execute = async |line: &str| {
@@ -220,7 +222,8 @@ struct Words {
 /// A replayed row is what the collector would have written, but for the name of its batch.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replayed_row_is_the_row_that_the_event_would_have_had() {
-    let (replayed, _, lenient) = quarantined().await;
+    let replayed = World::new();
+    let (_, lenient) = quarantined(&replayed).await;
     replay_all(&replayed, &lenient).await;
     let direct = World::new();
     let mut config = direct.config();
@@ -253,35 +256,42 @@ async fn rows(world: &World) -> Vec<String> {
     rows
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replay_that_is_killed_anywhere_is_finished_by_the_next() {
-    for point in [
-        ReplayPoint::Judged,
-        ReplayPoint::Written,
-        ReplayPoint::Committed,
-    ] {
-        let (world, _, lenient) = quarantined().await;
-        let catalog = catalog(&world).await;
-        let hook = |at| at != point;
-        let ended = replay(
-            &catalog,
-            &lenient,
-            &Filter::default(),
-            Extent::default(),
-            &hook,
-        )
-        .await;
-        assert!(matches!(ended, Err(QuarantineError::Killed(at)) if at == point));
-        let done = replay_all(&world, &lenient).await;
-        assert_eq!(done.added + done.present, 10);
-        assert_eq!(done.added == 0, point == ReplayPoint::Committed);
-        assert_replayed(&world).await;
-    }
+/// A replay is killed at `point`, and the next one finishes it.
+async fn replay_is_killed_at(world: &World, point: ReplayPoint) {
+    let (_, lenient) = quarantined(world).await;
+    let catalog = catalog(world).await;
+    let hook = |at| at != point;
+    let ended = replay(
+        &catalog,
+        &lenient,
+        &Filter::default(),
+        Extent::default(),
+        &hook,
+    )
+    .await;
+    assert!(matches!(ended, Err(QuarantineError::Killed(at)) if at == point));
+    let done = replay_all(world, &lenient).await;
+    assert_eq!(done.added + done.present, 10);
+    assert_eq!(done.added == 0, point == ReplayPoint::Committed);
+    assert_replayed(world).await;
+}
+
+pub(crate) async fn a_replay_killed_before_it_writes_is_finished_by_the_next(world: World) {
+    replay_is_killed_at(&world, ReplayPoint::Judged).await;
+}
+
+pub(crate) async fn a_replay_killed_before_it_commits_is_finished_by_the_next(world: World) {
+    replay_is_killed_at(&world, ReplayPoint::Written).await;
+}
+
+pub(crate) async fn a_replay_killed_after_its_commit_is_found_done_by_the_next(world: World) {
+    replay_is_killed_at(&world, ReplayPoint::Committed).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_limited_replay_takes_what_was_received_first_and_says_what_is_left() {
-    let (world, _, lenient) = quarantined().await;
+    let world = World::new();
+    let (_, lenient) = quarantined(&world).await;
     let catalog = catalog(&world).await;
     let limited = async |limit, since| {
         let filter = Filter {
@@ -325,9 +335,8 @@ async fn a_limited_replay_takes_what_was_received_first_and_says_what_is_left() 
 }
 
 /// Both have the same base when they commit: one is refused, looks again, and finds it done.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn two_replays_at_once_add_every_event_once() {
-    let (world, _, lenient) = quarantined().await;
+pub(crate) async fn two_replays_at_once_add_every_event_once(world: World) {
+    let (_, lenient) = quarantined(&world).await;
     let (one, two) = (catalog(&world).await, catalog(&world).await);
     let waiting = AtomicUsize::new(0);
     let meet = |point| {

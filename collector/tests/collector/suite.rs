@@ -7,6 +7,8 @@
 mod promises {
     pub(super) use crate::faults::*;
     pub(super) use crate::flow::*;
+    pub(super) use crate::plans::*;
+    pub(super) use crate::quarantine::*;
     pub(super) use crate::*;
 }
 
@@ -48,6 +50,14 @@ macro_rules! every_promise_on {
                 many_agents_on_two_collectors_lose_and_double_nothing,
                 a_full_budget_slows_the_agent_and_loses_nothing,
                 a_graceful_stop_commits_and_acks_what_is_staged,
+                what_a_stricter_plan_has_quarantined_before_a_crash_is_not_stored_as_well,
+                what_a_milder_plan_let_through_before_a_crash_is_not_lost,
+                a_quarantine_watermark_that_is_ahead_hides_no_event,
+                two_plans_at_once_put_no_event_into_both_tables_or_none,
+                a_replay_killed_before_it_writes_is_finished_by_the_next,
+                a_replay_killed_before_it_commits_is_finished_by_the_next,
+                a_replay_killed_after_its_commit_is_found_done_by_the_next,
+                two_replays_at_once_add_every_event_once,
             }
         }
     };
