@@ -26,7 +26,7 @@ fn reloads(result: &str) -> f64 {
 }
 
 /// Waits until `condition` holds.
-async fn until(what: &str, condition: impl Fn() -> bool) {
+pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     let mut looks = tokio::time::interval(Duration::from_millis(5));
     let wait = async {
         while !condition() {

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use headwater_collector::commit::{CommitPoint, NoHook};
-use headwater_protocol::{BatchHeader, Codec, batch};
-use headwater_tables::CatalogConfig;
+use headwater_protocol::{BatchHeader, Codec, Record, batch};
+use headwater_tables::{CatalogConfig, DataFile, write};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -140,6 +140,58 @@ async fn the_oldest_batch_grows_older_while_its_commit_stands_still() {
     collector.stop().await;
 }
 
+/// Sends records to a program and waits until they are acked.
+async fn send_to_program(agent: &program::Agent, first: u64, records: &[Record]) {
+    let body: Vec<u8> = records.iter().flat_map(Record::encode).collect();
+    let header = BatchHeader {
+        epoch: program::EPOCH,
+        first_sequence: first,
+        count: records.len() as u32,
+        codec: Codec::Zstd,
+        body_bytes: body.len() as u64,
+    };
+    let reply = agent.send(&header, &batch::compress(&body).unwrap()).await;
+    assert_eq!(acked(reply.ok()), first + records.len() as u64 - 1);
+}
+
+/// Of a process of its own, whose counters nobody else moves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_metrics_of_the_tables_say_what_the_tables_hold() {
+    let mut world = World::new();
+    let program = Program::start("[commit]\ninterval_ms = 20\n")
+        .await
+        .unwrap();
+    world.catalog = CatalogConfig::local(program.directory.path());
+    let agent = program.agent("agent-1").await.unwrap();
+    for first in [1, 11, 21] {
+        send_to_program(&agent, first, &mixed(first..=first + 9)).await;
+    }
+    let text = get(program.admin, "/metrics").await;
+    for table in [world.events().await, world.quarantine().await] {
+        let live = write::live_files(&table).await.unwrap();
+        assert!(live.len() >= 3, "each batch has a file of its own");
+        let rows: u64 = live.iter().map(DataFile::record_count).sum();
+        let bytes: u64 = live.iter().map(DataFile::file_size_in_bytes).sum();
+        // Those that fence the table are commits as well.
+        let commits = table.metadata().snapshots().len() as u64;
+        let of_table = format!("table=\"{}\"", table.identifier());
+        for (series, held) in [
+            (format!("tables_rows_written_total{{{of_table}}}"), rows),
+            (format!("tables_written_bytes_total{{{of_table}}}"), bytes),
+            (
+                format!("tables_files_written_total{{{of_table}}}"),
+                live.len() as u64,
+            ),
+            (
+                format!("tables_commits_total{{{of_table},outcome=\"committed\"}}"),
+                commits,
+            ),
+        ] {
+            assert_eq!(value(&text, &series), held as f64, "{series}");
+        }
+    }
+}
+
 /// The program itself, and the signal that operators send.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_signal_brings_a_new_plan_and_ends_no_session() {
@@ -161,16 +213,7 @@ async fn a_signal_brings_a_new_plan_and_ends_no_session() {
     world.catalog = CatalogConfig::local(program.directory.path());
     let agent = program.agent("agent-1").await.unwrap();
     let send = async |sequence: u64| {
-        let body = debatable(sequence, true).encode();
-        let header = BatchHeader {
-            epoch: program::EPOCH,
-            first_sequence: sequence,
-            count: 1,
-            codec: Codec::Zstd,
-            body_bytes: body.len() as u64,
-        };
-        let reply = agent.send(&header, &batch::compress(&body).unwrap()).await;
-        assert_eq!(acked(reply.ok()), sequence);
+        send_to_program(&agent, sequence, &[debatable(sequence, true)]).await;
     };
     let reloaded = async |result: &str| {
         let id = Pid::from_child(&program.child);

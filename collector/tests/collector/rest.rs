@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use headwater_protocol::BatchReply;
+use headwater_service::admin;
 use headwater_tables::{Catalog, CatalogConfig, schema};
 
 use rustls::ServerConfig;
@@ -13,6 +14,7 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
+use crate::certificates::until;
 use crate::relay::{Fault, Relay};
 use crate::rest_server::RestServer;
 use crate::world::{World, acked, is_bad, mixed};
@@ -108,6 +110,24 @@ async fn a_server_killed_after_its_commit_doubles_nothing() {
     killed_while_it_commits(Fault::Held).await;
 }
 
+/// Returns how many commits ended without anybody knowing whether they happened, as the collectors of this
+/// process and the table count them.
+fn unknown_commits() -> [f64; 2] {
+    let counted = |name: &str, labels: &str| {
+        let series = admin::samples(name);
+        let found = series.iter().find(|(said, _)| *said == labels);
+        // There is no series before the first.
+        found.map_or(0.0, |(_, count)| *count)
+    };
+    [
+        counted("collector_commits_total", "outcome=\"unknown\""),
+        counted(
+            "tables_commits_total",
+            "table=\"raw.events\",outcome=\"unknown\"",
+        ),
+    ]
+}
+
 /// Kills the server when a commit is as far as the fault lets it.
 async fn killed_while_it_commits(fault: Fault) {
     let mut server = RestServer::start();
@@ -117,11 +137,18 @@ async fn killed_while_it_commits(fault: Fault) {
     let collector = world.collector().await;
     let agent = world.agent("agent-1", &collector).await;
     assert_eq!(acked(agent.send(1..=10).await), 10);
+    let before = unknown_commits();
     relay.strike(&[fault]);
     let send = tokio::spawn(async move { (agent.send(11..=20).await, agent) });
     relay.struck().await;
     server.kill();
     relay.let_go();
+    // Long enough for every look at what became of it.
+    until("a commit is counted as unknown", || {
+        let now = unknown_commits();
+        now.iter().zip(before).all(|(now, before)| *now > before)
+    })
+    .await;
     assert!(!send.is_finished(), "nobody knows yet (EO-5)");
     server.start_again();
     let (reply, agent) = send.await.unwrap();
