@@ -96,6 +96,39 @@ async fn a_store_that_is_away_holds_up_events_and_loses_none() {
     collector.stop().await;
 }
 
+/// A look at the tables finds nothing wrong: it writes nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_store_that_can_be_read_and_not_written_to_shows_at_the_commits() {
+    let mut world = World::on_s3();
+    let mut config = world.config();
+    config.commit.look_interval_ms = 500;
+    let collector = world.collector_with(config, Arc::new(NoHook)).await;
+    let admin = collector.running.admin_address;
+    let agent = world.agent("agent-1", &collector).await;
+    assert_eq!(acked(agent.send(1..=10).await), 10);
+    world.s3().breaks(|asked: &Asked| {
+        if asked.is_put() {
+            Fate::Refused(403)
+        } else {
+            Fate::Served
+        }
+    });
+    let send = tokio::spawn(async move { (agent.send(11..=20).await, agent) });
+    let says = "commits failed: data files cannot be written";
+    until(admin, "/readyz", says).await;
+    let answer = get(admin, "/readyz").await;
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.contains("Not now"), "what the store says: {answer}");
+    assert!(!send.is_finished(), "nothing is committed (EO-2)");
+    world.s3().is_well();
+
+    let (reply, _agent) = tokio::time::timeout(PATIENCE, send).await.unwrap().unwrap();
+    assert_eq!(acked(reply), 20);
+    until(admin, "/readyz", "200 OK").await;
+    world.assert_events("agent-1", 1..=20).await;
+    collector.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_store_that_is_silent_from_now_on_is_given_up_within_the_bound() {
     let mut world = World::on_s3();
