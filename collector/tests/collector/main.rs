@@ -28,6 +28,7 @@ mod s3;
 #[path = "../../../tables/tests/s3/server.rs"]
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod s3_server;
+mod secrets;
 mod suite;
 mod world;
 

@@ -13,6 +13,7 @@ use sqlx::{ConnectOptions, Connection, PgConnection};
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 
+use crate::secrets;
 use crate::world::{World, acked};
 
 const PASSWORD: &str = "correct horse";
@@ -152,6 +153,28 @@ async fn killed_while_it_commits(stall: &str, wait_event: &str, is_flushed: bool
     assert_eq!(acked(agent.send(11..=25).await), 25);
     world.assert_events("agent-1", 1..=25).await;
     collector.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_password_is_in_no_log_of_any_level() {
+    let mut server = Server::new().await;
+    server.start("");
+    let mut world = World::new();
+    world.catalog.uri = server.uri();
+    world.catalog.password_file = Some(server.password_file());
+    world.collector().await.stop().await;
+    let in_file = |path: PathBuf| format!("password_file = '{}'", path.display());
+    let with_file = in_file(server.password_file());
+    let environment = [("PGPASSWORD", PASSWORD)];
+    for (catalog, environment) in [(with_file.as_str(), &[][..]), ("", &environment[..])] {
+        secrets::assert_keeps(PASSWORD, &world, catalog, environment);
+    }
+    let wrong = world.path("wrong-password");
+    std::fs::write(&wrong, format!("{PASSWORD}s")).unwrap();
+    let reason = "password authentication failed";
+    secrets::assert_is_refused(PASSWORD, &world, &in_file(wrong), reason);
+    let written_down = format!("password = '{PASSWORD}'");
+    secrets::assert_is_refused(PASSWORD, &world, &written_down, "unknown field `password`");
 }
 
 /// A server that a test may kill. It asks for a password.

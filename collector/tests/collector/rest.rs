@@ -15,8 +15,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use crate::certificates::until;
-use crate::relay::{Fault, Relay};
+use crate::relay::{DoorKeeper, Fault, Relay};
 use crate::rest_server::RestServer;
+use crate::secrets;
 use crate::world::{World, acked, is_bad, mixed};
 
 /// Puts a relay before the catalog of a world, and makes the tables before: the first questions to a
@@ -205,6 +206,36 @@ async fn a_server_with_tls_is_trusted_by_its_certificate_alone() {
     assert_eq!(acked(agent.send(1..=10).await), 10);
     world.assert_events("agent-1", 1..=10).await;
     collector.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_token_is_in_no_log_of_any_level() {
+    const SECRET: &str = "hunter2";
+    const TOKEN: &str = "token-hunter2";
+    let (world, relay) = behind_a_relay().await;
+    relay.post(DoorKeeper {
+        credential: format!("client_id=me&client_secret={SECRET}&scope=catalog"),
+        token: TOKEN.to_owned(),
+        given: 0,
+    });
+    let in_file = |key: &str, text: &str| {
+        let path = world.path(key);
+        std::fs::write(&path, text).unwrap();
+        format!("[catalog.rest]\n{key} = '{}'", path.display())
+    };
+    let with_token = in_file("token_file", TOKEN);
+    secrets::assert_keeps(SECRET, &world, &with_token, &[]);
+    secrets::assert_keeps(SECRET, &world, "", &[("ICEBERG_REST_TOKEN", TOKEN)]);
+    let with_credential = in_file("credential_file", &format!("me:{SECRET}"));
+    secrets::assert_keeps(SECRET, &world, &with_credential, &[]);
+    assert_eq!(relay.door_keeper().given, 1);
+    // The server repeats what it was sent.
+    for wrong in [
+        in_file("token_file", &format!("{TOKEN}-of-yesterday")),
+        in_file("credential_file", &format!("you:{SECRET}")),
+    ] {
+        secrets::assert_is_refused(SECRET, &world, &wrong, "401");
+    }
 }
 
 /// Puts TLS before a server, with a certificate for `localhost` of the world's authority.

@@ -1,8 +1,6 @@
 //! Tables on S3, on a real service that breaks where it hurts. The promises of exactly-once hold on it as
 //! on the local disk: `suite::s3` runs them all.
 
-use std::path::Path;
-use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -14,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::hostile::PATIENCE;
 use crate::operation::{get, until};
 use crate::s3_server::{Asked, Fate, KEY_ID, SECRET};
+use crate::secrets;
 use crate::world::{World, acked, is_bad, mixed};
 
 /// Lets some of the files that are put meet this fate, and checks that each event is stored once.
@@ -223,41 +222,11 @@ async fn what_is_wrong_with_the_store_is_said_at_start() {
     );
 }
 
-/// Runs the program on the world's catalog, as talkative as it can be.
-fn quarantine_list(world: &World, s3: &str, environment: &[(&str, &str)]) -> Output {
-    let files = world.files("collector");
-    let path = |path: &Path| path.display().to_string();
-    let text = format!(
-        "[tls]\ncertificate = '{}'\nkey = '{}'\nca = '{}'\n[log]\nlevel = 'trace'\n\
-         [catalog]\nuri = '{}'\nwarehouse = '{}'\n[catalog.s3]\n{s3}\n",
-        path(&files.certificate),
-        path(&files.key),
-        path(&files.ca),
-        world.catalog.uri,
-        world.catalog.warehouse
-    );
-    let config = world.path("collector.toml");
-    std::fs::write(&config, text).unwrap();
-    Command::new(env!("CARGO_BIN_EXE_headwater-collector"))
-        .arg("--config")
-        .arg(config)
-        .args(["quarantine", "list"])
-        .env_remove("AWS_ACCESS_KEY_ID")
-        .envs(environment.iter().copied())
-        .output()
-        .unwrap()
-}
-
-fn said(output: &Output) -> String {
-    let text = [&output.stdout[..], &output.stderr[..]].concat();
-    String::from_utf8(text).unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_secret_is_in_no_log_of_any_level() {
     let mut world = World::on_s3();
     world.collector().await.stop().await;
-    let endpoint = format!("endpoint = '{}'", world.s3().endpoint());
+    let endpoint = format!("[catalog.s3]\nendpoint = '{}'", world.s3().endpoint());
     let file = world.catalog.s3.credentials_file.clone().unwrap();
     let with_file = format!("{endpoint}\ncredentials_file = '{}'", file.display());
     let environment = [
@@ -265,16 +234,11 @@ async fn the_secret_is_in_no_log_of_any_level() {
         ("AWS_SECRET_ACCESS_KEY", SECRET),
     ];
     for (s3, environment) in [(&with_file, &[][..]), (&endpoint, &environment[..])] {
-        let output = quarantine_list(&world, s3, environment);
-        let text = said(&output);
-        assert!(output.status.success(), "{text}");
-        assert!(text.contains("TRACE"), "the log tells all it can: {text}");
-        assert!(!text.contains(SECRET), "{text}");
+        secrets::assert_keeps(SECRET, &world, s3, environment);
     }
     let written_down = format!("{endpoint}\nsecret_access_key = '{SECRET}'");
-    let text = said(&quarantine_list(&world, &written_down, &[]));
-    assert!(text.contains("unknown field `secret_access_key`"), "{text}");
-    assert!(!text.contains(SECRET), "{text}");
+    let reason = "unknown field `secret_access_key`";
+    secrets::assert_is_refused(SECRET, &world, &written_down, reason);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
