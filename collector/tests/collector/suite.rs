@@ -17,7 +17,8 @@ macro_rules! keeps {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
             async fn $promise() {
-                super::promises::$promise($world).await;
+                // On the heap: with its world in it, a promise is large.
+                Box::pin(super::promises::$promise($world)).await;
             }
         )*
     };
