@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use headwater_collector::RunError;
 use headwater_collector::commit::{CommitHook, CommitPoint, HookAction, NoHook};
-use headwater_protocol::{BatchReply, batch};
+use headwater_protocol::{BatchReply, Record, batch};
 
 use crate::faults::Gate;
-use crate::world::{World, acked, hello, large, read_reply};
+use crate::world::{Agent, World, acked, good, hello, large, read_reply};
 
 pub(crate) async fn a_full_budget_slows_the_agent_and_loses_nothing(world: World) {
     let mut config = world.config();
@@ -51,6 +51,19 @@ pub(crate) async fn a_full_budget_slows_the_agent_and_loses_nothing(world: World
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_agent_that_floods_leaves_room_for_the_others() {
+    others_have_room_beside(&["noisy"], 64).await;
+}
+
+/// Its shares are those of its agents, and they do not fill the room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_company_that_floods_through_four_agents_leaves_room_for_the_others() {
+    let agents = ["noisy-1", "noisy-2", "noisy-3", "noisy-4"];
+    others_have_room_beside(&agents, 16).await;
+}
+
+/// Lets each of these agents send so many events at once while a commit is held, all of one company; what
+/// another agent sends then, of another company, is in the commit after that.
+async fn others_have_room_beside(names: &[&str], events: u64) {
     let world = World::new();
     let mut config = world.config();
     // Bodies are larger than this, so that they are written when they are read.
@@ -61,40 +74,36 @@ async fn an_agent_that_floods_leaves_room_for_the_others() {
     config.limits.park_ms = 2_000;
     let gate = Gate::at(CommitPoint::Planned);
     let collector = world.collector_with(config, gate.clone()).await;
-    let noisy = world.agent("noisy", &collector).await;
+    let mut noisy = Vec::new();
+    for name in names {
+        noisy.push(world.agent(name, &collector).await);
+    }
     let quiet = world.agent("quiet", &collector).await;
     let written = AtomicUsize::new(0);
-    let flood = (1..=64u64).map(|n| {
-        let (noisy, written) = (&noisy, &written);
-        async move {
-            let body = large(n, 20_000).encode();
-            let header = noisy.header(n, 1, body.len());
-            let compressed = batch::compress(&body).unwrap();
-            loop {
-                let mut answer = noisy.post(&header, &compressed).await.unwrap();
-                written.fetch_add(1, Ordering::SeqCst);
-                match read_reply::<BatchReply>(&mut answer).await {
-                    // It has waited too long for the one before it, as it should while nothing is committed.
-                    Some(BatchReply::Retry { .. }) => {}
-                    reply => return reply,
-                }
-            }
-        }
-    });
-    let other = async {
+    let floods: Vec<_> = noisy
+        .iter()
+        .map(|agent| flood(agent, events, &written))
+        .collect();
+    // On the heap: it is large, and is moved.
+    let other = Box::pin(async {
         gate.reached().await;
-        while written.load(Ordering::SeqCst) < 4 {
+        // The share of each is four bodies; there is room for five times as many.
+        let shares = 4 * names.len();
+        while written.load(Ordering::SeqCst) < shares {
             tokio::task::yield_now().await;
         }
-        // Its share is four bodies; there is room for five times as many.
-        agent_is_held(&written, 4).await;
+        agent_is_held(&written, shares).await;
         let table = world.events().await;
         let held_on = table.metadata().last_sequence_number();
         let staged = async {
             quiet.until_staged(2).await;
             gate.open();
         };
-        let (reply, ()) = tokio::join!(quiet.send(1..=1), staged);
+        let of_another = [Record {
+            company_id: "quiet".to_owned(),
+            ..good(1)
+        }];
+        let (reply, ()) = tokio::join!(quiet.send_records(1, &of_another), staged);
         let Some(BatchReply::Ack { snapshot_id, .. }) = reply else {
             panic!("no ack but {reply:?}");
         };
@@ -102,12 +111,39 @@ async fn an_agent_that_floods_leaves_room_for_the_others() {
         let snapshot = table.metadata().snapshot_by_id(snapshot_id).unwrap();
         // The one after that which was held, whatever else waits.
         assert_eq!(snapshot.sequence_number(), held_on + 2);
-    };
-    let (flooded, ()) = tokio::join!(futures::future::join_all(flood), other);
-    assert!(flooded.into_iter().all(|reply| acked(reply) > 0));
-    world.assert_events("noisy", 1..=64).await;
+    });
+    tokio::join!(futures::future::join_all(floods), other);
+    for name in names {
+        world.assert_events(name, 1..=events).await;
+    }
     world.assert_events("quiet", 1..=1).await;
     collector.stop().await;
+}
+
+/// Sends so many large events, each in a batch of its own and all at once, until they are acked. Counts the
+/// bodies that are written.
+fn flood<'a>(
+    agent: &'a Agent,
+    events: u64,
+    written: &'a AtomicUsize,
+) -> impl Future<Output = ()> + 'a {
+    // Made before the first is sent: from then on, time counts.
+    let bodies: Vec<Vec<u8>> = (1..=events).map(|n| large(n, 20_000).encode()).collect();
+    let sends = (1..).zip(bodies).map(move |(n, body)| async move {
+        let header = agent.header(n, 1, body.len());
+        let compressed = batch::compress(&body).unwrap();
+        loop {
+            let mut answer = agent.post(&header, &compressed).await.unwrap();
+            written.fetch_add(1, Ordering::SeqCst);
+            match read_reply::<BatchReply>(&mut answer).await {
+                // It has waited too long for the one before it, as it should while nothing is committed.
+                Some(BatchReply::Retry { .. }) => {}
+                reply => return reply,
+            }
+        }
+    });
+    let sent = futures::future::join_all(sends);
+    async move { assert!(sent.await.into_iter().all(|reply| acked(reply) > 0)) }
 }
 
 /// Gives the network every chance to move more than it may.
