@@ -7,6 +7,8 @@
 //! table and fails when a bound of the product does not hold. The baseline, in the same run, is
 //! arrow-rs's Parquet writer alone on the same rows.
 
+#[path = "common/bounds.rs"]
+mod bounds;
 #[path = "common/load.rs"]
 mod load;
 #[path = "common/program.rs"]
@@ -125,20 +127,13 @@ async fn main() -> Result<()> {
     drop(program);
     let per_agent = idle_agents().await?;
     let committing = full_staging().await?;
-    // All figures first: one that misses its bound does not hide the others.
-    let misses = [
+    bounds::hold(&[
         (per_core < PER_CORE_MIN, "MB/s per core"),
         (p99 > FRESHNESS_P99_MAX, "freshness"),
         (median_file < FILE_MEDIAN_MIN, "size of data files"),
         (per_agent > IDLE_AGENT_MAX, "memory per silent agent"),
         (committing > PER_BYTE_MAX, "memory per byte staged"),
-    ];
-    let misses: Vec<&str> = misses
-        .into_iter()
-        .filter_map(|(is_missed, what)| is_missed.then_some(what))
-        .collect();
-    ensure!(misses.is_empty(), "bounds that do not hold: {misses:?}");
-    Ok(())
+    ])
 }
 
 /// Returns the batches of every agent.

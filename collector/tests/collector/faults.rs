@@ -9,7 +9,7 @@ use headwater_protocol::{BatchReply, close};
 use parking_lot::{Condvar, Mutex};
 
 use crate::hostile::{closed, is_closed_with};
-use crate::world::{EPOCH, World, acked, is_bad, mixed};
+use crate::world::{Agent, EPOCH, World, acked, is_bad, mixed};
 
 /// Kills the collector once, at the given point.
 pub(crate) struct KillAt {
@@ -246,6 +246,20 @@ pub(crate) async fn many_agents_on_two_collectors_lose_and_double_nothing(world:
     second.stop().await;
 }
 
+/// Has ten events acked in two commits, and returns the head after the first five.
+async fn ten_acked(world: &World, agent: &Agent) -> String {
+    assert_eq!(acked(agent.send(1..=5).await), 5);
+    let five = world.events().await;
+    assert_eq!(acked(agent.send(6..=10).await), 10);
+    five.metadata_location().unwrap().to_owned()
+}
+
+/// Asserts that the session was closed because the table was set back.
+async fn assert_closed(agent: &Agent) {
+    let error = closed(&agent.connection).await;
+    assert!(is_closed_with(&error, close::SET_BACK), "{error:?}");
+}
+
 /// The catalog of a running collector is set back, by a restore or a fail-over to a replica that was behind.
 /// What the collector remembers of the table must not outlive it: the agent would forget what is lost, or
 /// send for ever what cannot follow.
@@ -254,10 +268,8 @@ async fn a_welcome_says_what_is_left_of_a_catalog_that_was_set_back() {
     let world = World::new();
     let collector = world.collector().await;
     let agent = world.agent("agent-1", &collector).await;
-    assert_eq!(acked(agent.send(1..=5).await), 5);
-    let before = world.events().await;
-    assert_eq!(acked(agent.send(6..=10).await), 10);
-    world.set_back(before.metadata_location().unwrap()).await;
+    let before = ten_acked(&world, &agent).await;
+    world.set_back(&before).await;
     // While the session before it is open, so that the collector still knows of it.
     let again = world.agent("agent-1", &collector).await;
     assert_eq!(again.welcome.committed_through, 5);
@@ -272,19 +284,16 @@ async fn sessions_end_when_a_commit_finds_the_catalog_set_back() {
     let collector = world.collector().await;
     let agent = world.agent("agent-1", &collector).await;
     let silent = world.agent("agent-2", &collector).await;
-    assert_eq!(acked(agent.send(1..=5).await), 5);
-    let before = world.events().await;
-    assert_eq!(acked(agent.send(6..=10).await), 10);
+    let before = ten_acked(&world, &agent).await;
     assert_eq!(acked(silent.send(1..=3).await), 3);
-    world.set_back(before.metadata_location().unwrap()).await;
+    world.set_back(&before).await;
     let reply = agent.send(11..=15).await;
     assert!(
         matches!(reply, None | Some(BatchReply::Retry { .. })),
         "{reply:?}"
     );
     for (name, agent, left) in [("agent-1", agent, 5), ("agent-2", silent, 0)] {
-        let error = closed(&agent.connection).await;
-        assert!(is_closed_with(&error, close::SET_BACK), "{error:?}");
+        assert_closed(&agent).await;
         let again = world.agent(name, &collector).await;
         assert_eq!(again.welcome.committed_through, left, "{name}");
         assert_eq!(acked(again.send(left + 1..=20).await), 20);
@@ -298,16 +307,13 @@ async fn a_session_ends_when_a_gap_shows_that_the_catalog_was_set_back() {
     let world = World::new();
     let collector = world.collector().await;
     let agent = world.agent("agent-1", &collector).await;
-    assert_eq!(acked(agent.send(1..=5).await), 5);
-    let before = world.events().await;
-    assert_eq!(acked(agent.send(6..=10).await), 10);
-    world.set_back(before.metadata_location().unwrap()).await;
+    let before = ten_acked(&world, &agent).await;
+    world.set_back(&before).await;
     let reply = agent.send(12..=15).await;
     assert!(
         matches!(reply, None | Some(BatchReply::Retry { .. })),
         "{reply:?}"
     );
-    let error = closed(&agent.connection).await;
-    assert!(is_closed_with(&error, close::SET_BACK), "{error:?}");
+    assert_closed(&agent).await;
     collector.stop().await;
 }
